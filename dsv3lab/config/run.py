@@ -1,0 +1,72 @@
+"""The whole configuration of one run, and the reader of named model configurations."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dsv3lab.config.build import ConfigError, build, nearest
+from dsv3lab.config.data import DataConfig
+from dsv3lab.config.model import ModelConfig
+from dsv3lab.config.paths import CONF
+from dsv3lab.config.train import EvalConfig, ParallelConfig, PrecisionConfig, TrainConfig
+from dsv3lab.config.workbook import PhaseConfig, ProfileConfig, TrackingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that one phase execution is determined by."""
+
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig
+    eval: EvalConfig
+    precision: PrecisionConfig
+    parallel: ParallelConfig
+    profile: ProfileConfig
+    tracking: TrackingConfig
+    phase: PhaseConfig
+
+    def __post_init__(self) -> None:
+        if self.data.tokenizer.vocab_size > self.model.vocab_size:
+            raise ConfigError(
+                f"data.tokenizer.vocab_size: {self.data.tokenizer.vocab_size} tokens do not fit "
+                f"model.vocab_size {self.model.vocab_size}"
+            )
+        if self.data.sequence_length > self.model.max_position_embeddings:
+            raise ConfigError(
+                f"data.sequence_length: {self.data.sequence_length} is above "
+                f"model.max_position_embeddings {self.model.max_position_embeddings}"
+            )
+        if self.train.batch_size % self.parallel.data:
+            raise ConfigError(f"parallel.data: {self.train.batch_size} sequences do not split over {self.parallel.data} devices")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ConfigError: if the file is missing, is not YAML or is not a mapping.
+    """
+    try:
+        value = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML ({error})") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: expected a mapping of keys")
+    return value
+
+
+def config(name: str, **overrides: Any) -> ModelConfig:
+    """The model configuration `conf/model/<name>.yaml`, with top-level keys replaced by `overrides`.
+
+    Raises:
+        ConfigError: for an unknown name or key (with the nearest one) or a value that does not fit.
+    """
+    known = {path.stem: path for path in sorted((CONF / "model").glob("*.yaml"))}
+    if name not in known:
+        raise ConfigError(f"model '{name}' is not in {CONF / 'model'}{nearest(name, known)}")
+    return build(ModelConfig, {**read_yaml(known[name]), **overrides}, path="model")

@@ -1,0 +1,103 @@
+"""How a model is trained: budget, batch, optimizer, schedule, losses, checkpoints (DeepSeek-V3 report 4.2)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dsv3lab.config.build import ConfigError, within
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with a decay mask and global-norm clipping."""
+
+    b1: float = within(0.0, 1.0, doc="first-moment decay")
+    b2: float = within(0.0, 1.0, doc="second-moment decay")
+    eps: float = within(0.0, doc="Adam epsilon (not published; chosen)")
+    weight_decay: float = within(0.0, doc="decoupled decay, on matrices only")
+    clip_norm: float = within(0.0, doc="largest global gradient norm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """Warm-up, constant, cosine, constant: the shape of the report's schedule, in fractions of the budget."""
+
+    peak_lr: float = within(0.0, doc="learning rate after warm-up")
+    final_lr: float = within(0.0, doc="learning rate at the end of the cosine")
+    tail_lr: float = within(0.0, doc="learning rate of the last constant stretch")
+    warmup: float = within(0.0, 1.0, unit="of the budget", doc="end of the linear warm-up")
+    constant: float = within(0.0, 1.0, unit="of the budget", doc="end of the constant stretch, start of the cosine")
+    cosine: float = within(0.0, 1.0, unit="of the budget", doc="end of the cosine, start of final_lr")
+    tail: float = within(0.0, 1.0, unit="of the budget", doc="start of tail_lr")
+
+    def __post_init__(self) -> None:
+        if not self.warmup <= self.constant <= self.cosine <= self.tail:
+            raise ConfigError("schedule: warmup <= constant <= cosine <= tail must hold")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights of the terms beside the next-token loss, and how the vocabulary loss is chunked."""
+
+    mtp_weight: float = within(0.0, doc="lambda of Eq. 25")
+    balance_alpha: float = within(0.0, doc="alpha of the sequence-wise balance loss, Eq. 17")
+    bias_update_speed: float = within(0.0, doc="gamma of the router-bias update, 2.1.2")
+    vocab_chunk: int = within(1, unit="tokens", doc="tokens whose logits exist at once")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When checkpoints are written and which are kept."""
+
+    interval: int = within(1, unit="steps", doc="steps between checkpoints")
+    keep: int = within(1, doc="newest checkpoints kept")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run, ended by a token budget and never by a clock."""
+
+    seed: int = within(0, doc="seed of the initialisation")
+    tokens: int = within(1, unit="tokens", doc="budget: targets of the next-token loss")
+    batch_size: int = within(1, unit="sequences", doc="sequences in one optimizer step")
+    micro_batches: int = within(1, doc="gradient accumulation: micro-batches in one step")
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    loss: LossConfig
+    checkpoint: CheckpointConfig
+    log_interval: int = within(1, unit="steps", doc="steps between progress lines and metric points")
+    eval_interval: int = within(1, unit="steps", doc="steps between validation perplexities")
+    eval_windows: int = within(1, unit="windows", doc="validation windows used at the interval")
+    remat: Literal["none", "full"]
+    scan_layers: bool
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.micro_batches:
+            raise ConfigError(f"micro_batches: {self.batch_size} sequences do not split into {self.micro_batches} equal parts")
+
+    def steps(self, sequence_length: int) -> int:
+        """Optimizer steps that spend the token budget, rounded up."""
+        return -(-self.tokens // (self.batch_size * sequence_length))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """What the final evaluation covers."""
+
+    max_bytes_per_domain: int = within(1, unit="bytes", doc="validation documents are taken in order up to this many bytes")
+    batch_size: int = within(1, unit="windows", doc="windows evaluated at once")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionConfig:
+    """Number formats of the computation."""
+
+    compute: Literal["float32"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """The device mesh."""
+
+    data: int = within(1, unit="devices", doc="data-parallel ways")
+    simulated: bool
+    """Whether the devices are simulated on the CPU."""
