@@ -1,0 +1,10 @@
+"""The planner: what a configuration costs, in closed form and without JAX."""
+
+from dsv3lab.plan.count import Parameters as Parameters
+from dsv3lab.plan.count import attention_parameters as attention_parameters
+from dsv3lab.plan.count import flops_per_token as flops_per_token
+from dsv3lab.plan.count import kv_bytes_per_token as kv_bytes_per_token
+from dsv3lab.plan.count import kv_bytes_per_token_gqa as kv_bytes_per_token_gqa
+from dsv3lab.plan.count import kv_bytes_per_token_mha as kv_bytes_per_token_mha
+from dsv3lab.plan.count import moe_layer_parameters as moe_layer_parameters
+from dsv3lab.plan.count import parameters as parameters
