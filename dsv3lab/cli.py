@@ -1,0 +1,162 @@
+"""The command line `dsv3lab VERB`: a table of verbs, each loaded only when it is used.
+
+Every verb is a function from its arguments to an exit status in a room of the half without JAX. What computes runs in a
+process of its own (`python -m dsv3lab.<room>`), so that this one never holds a GPU's memory.
+"""
+
+import argparse
+import importlib
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+STATUSES = "0 promoted · 1 gate failed · 2 usage or configuration · 3 execution error · 4 upstream not promoted · 75 preempted"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verb:
+    """One command: what it does in a line, an example, and where it lives."""
+
+    summary: str
+    example: str
+    target: str
+    """`module:function`; the function takes the arguments after the verb and returns an exit status."""
+
+
+VERBS = {
+    "run": Verb(
+        summary="run one phase or all of them through their notebooks and gates",
+        example="dsv3lab run 2 train.tokens=500000",
+        target="dsv3lab.cli:run",
+    ),
+    "train": Verb(
+        summary="train outside the workbook, with checkpoints; the same command goes on after a kill",
+        example="dsv3lab train profile=ci train.seed=1 --stop-after 20",
+        target="dsv3lab.cli:train",
+    ),
+    "config": Verb(
+        summary="print the resolved configuration",
+        example="dsv3lab config profile=long train.seed=1",
+        target="dsv3lab.cli:show_config",
+    ),
+    "verify": Verb(
+        summary="recompute every record and the chain of promotions, and name what was changed",
+        example="dsv3lab verify",
+        target="dsv3lab.workbook.verify:main",
+    ),
+    "sync": Verb(
+        summary="pass runs that the tracking store has missed on to MLflow",
+        example="dsv3lab sync",
+        target="dsv3lab.workbook.sync:main",
+    ),
+    "ui": Verb(
+        summary="open the MLflow UI on a loopback port",
+        example="dsv3lab ui --port 5151",
+        target="dsv3lab.workbook.ui:main",
+    ),
+    "doctor": Verb(
+        summary="say what this machine lacks, with the command that mends it",
+        example="dsv3lab doctor",
+        target="dsv3lab.workbook.doctor:main",
+    ),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the verb that `argv` (default: the process's arguments) names; returns its exit status."""
+    words = sys.argv[1:] if argv is None else argv
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0 if words else 2
+    name, rest = words[0], words[1:]
+    from dsv3lab.config import ConfigError, nearest  # after --help, which stays instant
+
+    if name not in VERBS:
+        print(f"dsv3lab: no verb '{name}'{nearest(name, VERBS)}", file=sys.stderr)
+        return 2
+    verb = VERBS[name]
+    if any(word in ("-h", "--help") for word in rest):
+        print(f"{verb.summary}\n\nexample:\n  {verb.example}\n")
+    module, function = verb.target.split(":")
+    try:
+        return getattr(importlib.import_module(module), function)(rest)
+    except ConfigError as error:
+        print(f"dsv3lab {name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"dsv3lab {name}: interrupted", file=sys.stderr)
+        return 130
+
+
+def overview() -> str:
+    """The text of `dsv3lab --help`."""
+    lines = ["usage: dsv3lab VERB [ARGUMENTS]      dsv3lab VERB --help", ""]
+    lines += [f"  {name:<8} {verb.summary}" for name, verb in VERBS.items()]
+    return "\n".join([*lines, "", f"exit status: {STATUSES}"])
+
+
+def run(argv: list[str]) -> int:
+    """`dsv3lab run`: one phase by its number, or all four."""
+    from dsv3lab.workbook import pipeline
+
+    parser = argparse.ArgumentParser(
+        prog="dsv3lab run",
+        description="Run a phase. Everything after its number goes to the pipeline: Hydra overrides, --plan, --only, --from.",
+        add_help=not argv[1:],
+    )
+    parser.add_argument("phase", choices=("1", "2", "3", "4", "all"))
+    phase = parser.parse_args(argv[:1]).phase
+    return pipeline.main_all(argv[1:]) if phase == "all" else pipeline.main([f"phase{phase}", *argv[1:]])
+
+
+def show_config(argv: list[str]) -> int:
+    """`dsv3lab config`: the configuration that overrides compose to, as YAML."""
+    import yaml
+
+    parser = argparse.ArgumentParser(prog="dsv3lab config", description="Print the resolved configuration.")
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides, e.g. phase=phase2 train.seed=1")
+    from dsv3lab.workbook.compose import compose
+
+    _, resolved = compose(parser.parse_args(argv).overrides)
+    print(yaml.safe_dump(resolved, sort_keys=False), end="")
+    return 0
+
+
+def train(argv: list[str]) -> int:
+    """`dsv3lab train`: compose, write the configuration beside the checkpoints, train in a process of its own."""
+    import yaml
+
+    from dsv3lab.config import digest, runs_dir
+
+    parser = argparse.ArgumentParser(prog="dsv3lab train", description="Train one model from the composed configuration.")
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides, e.g. train.tokens=500000")
+    parser.add_argument("--directory", type=Path, help="checkpoints (default: runs/train/<digest>); found there, it goes on")
+    parser.add_argument("--stop-after", type=int, metavar="N", help="end after N steps, as if preempted")
+    args = parser.parse_args(argv)
+    from dsv3lab.workbook.compose import compose
+
+    config, resolved = compose(args.overrides)
+    parts = [config.model, config.data, config.train, config.precision]
+    directory = args.directory or runs_dir() / "train" / digest(parts)[:12]
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / "config.resolved.yaml"
+    path.write_text(yaml.safe_dump(resolved, sort_keys=False))
+    command = [sys.executable, "-m", "dsv3lab.train", "--config", str(path), "--directory", str(directory)]
+    if args.stop_after is not None:
+        command += ["--stop-after", str(args.stop_after)]
+    return child(command)
+
+
+def child(command: list[str]) -> int:
+    """Run `command` and pass SIGTERM on to it; returns 0, 2 or 75 as it said, and 3 for every other end."""
+    process = subprocess.Popen(command)
+    before = signal.signal(signal.SIGTERM, lambda signum, frame: process.send_signal(signum))
+    try:
+        status = process.wait()
+    except KeyboardInterrupt:  # the terminal sent it to the child as well, which saves and ends
+        status = process.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return status if status in (0, 2, 75) else 3

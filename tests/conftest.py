@@ -1,0 +1,103 @@
+"""One environment for all tests: CPU, 8 simulated devices, one compilation cache, outputs in a temporary folder.
+
+The pytest process decides the devices, so that modules of all rooms can share it: 8 simulated CPU devices, which a test
+on one device does not notice. Nothing is written into the checkout except caches.
+"""
+
+import hashlib
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DEVICES = 8
+LIMIT_S = 10.0
+# The rooms whose array shapes are checked at run time. The half without JAX is left out: its tests feed it junk on purpose.
+CHECKED = ("model", "program", "data", "parallel", "train", "infer", "eval", "measure")
+
+
+def _machine() -> str:
+    """A short name of this processor: code compiled for another one must not be loaded from the cache."""
+    try:
+        features = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
+    except (OSError, StopIteration):
+        features = platform.processor()
+    return hashlib.sha256(f"{platform.machine()} {features}".encode()).hexdigest()[:12]
+
+
+def _environment() -> Path:
+    """Set what child processes (notebook kernels, `python -m dsv3lab.train`) inherit; returns the folder for outputs."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker is None:
+        shared = Path(tempfile.mkdtemp(prefix="dsv3lab-tests-"))
+        os.environ["DSV3LAB_TESTS"] = str(shared)
+    else:
+        shared = Path(os.environ["DSV3LAB_TESTS"])
+    # Every worker has its own runs folder (chain of promotions, tracking database); prepared data is shared.
+    runs = shared / (worker or "main")
+    (shared / "data").mkdir(exist_ok=True)
+    runs.mkdir()
+    (runs / "data").symlink_to(shared / "data")
+    os.environ.update(
+        DSV3LAB_RUNS=str(runs),
+        JAX_PLATFORMS="cpu",
+        JAX_COMPILATION_CACHE_DIR=str(ROOT / ".cache" / "jax" / _machine()),
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+        JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
+        MLFLOW_DISABLE_TELEMETRY="true",
+        MPLBACKEND="Agg",
+        HYPOTHESIS_STORAGE_DIRECTORY=str(ROOT / ".cache" / "hypothesis"),
+    )
+    return shared
+
+
+def _simulate_devices() -> None:
+    """Start JAX with the simulated devices, and take back what only this process should see."""
+    os.environ["NPROC"] = "64"  # without it, bursts of collective programs on simulated devices abort the process
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", DEVICES)
+    jax.devices()
+    del os.environ["NPROC"]
+
+
+FOLDER = _environment()
+_simulate_devices()
+
+from jaxtyping import install_import_hook  # noqa: E402
+
+install_import_hook([f"dsv3lab.{room}" for room in CHECKED], "tests.typecheck.checked")
+
+
+def pytest_unconfigure() -> None:
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(FOLDER, ignore_errors=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Fail a test that takes longer than it may: 10 seconds, or what its mark `limit(seconds)` says."""
+    report = yield
+    marker = item.get_closest_marker("limit")
+    limit = float(marker.args[0]) if marker else LIMIT_S
+    if report.passed and report.duration > limit and not item.get_closest_marker("slow"):
+        report.outcome = "failed"
+        report.longrepr = (
+            f"{item.nodeid}: {report.when} took {report.duration:.1f} s, the limit is {limit:g} s; "
+            "make it smaller, or mark it limit(seconds) or slow and say why"
+        )
+    return report
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty runs folder of the test's own (data, chain, database)."""
+    monkeypatch.setenv("DSV3LAB_RUNS", str(tmp_path / "runs"))
+    (tmp_path / "runs").mkdir()
+    return tmp_path / "runs"
