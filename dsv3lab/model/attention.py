@@ -1,0 +1,80 @@
+"""Multi-head latent attention, training path (DeepSeek-V3 report 2.1.1, Eq. 1-11)."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from dsv3lab.config import ModelConfig
+from dsv3lab.model.execution import Execution
+from dsv3lab.model.layers import RMSNorm, normal
+from dsv3lab.model.rope import rotate, softmax_scale
+
+
+class MLA(eqx.Module):
+    """Attention whose keys and values come from one small latent and one shared rotary key.
+
+    The number of heads is read from the arrays, so that a shard with fewer heads is the same code.
+    """
+
+    query_down: Float[Array, "*stack width query_rank"] | None
+    query_norm: RMSNorm | None
+    query_up: Float[Array, "*stack query_rank heads_qk"]
+    latent_down: Float[Array, "*stack width latent_rope"]
+    latent_norm: RMSNorm
+    latent_up: Float[Array, "*stack latent heads_kv"]
+    out: Float[Array, "*stack heads_v width"]
+    nope: int = eqx.field(static=True)
+    rope: int = eqx.field(static=True)
+    value: int = eqx.field(static=True)
+    scale: float = eqx.field(static=True)
+
+    @staticmethod
+    def init(config: ModelConfig, *, key: PRNGKeyArray) -> "MLA":
+        """MLA of the given sizes; without `q_lora_rank` queries come straight from the hidden state, as in V2-Lite."""
+        width, heads, std = config.hidden_size, config.num_attention_heads, config.initializer_range
+        keys = jax.random.split(key, 5)
+        query_rank = config.q_lora_rank
+        latent = config.kv_lora_rank
+        per_head = config.qk_nope_head_dim + config.v_head_dim
+        return MLA(
+            query_down=None if query_rank is None else normal(keys[0], (width, query_rank), std=std),
+            query_norm=None if query_rank is None else RMSNorm.init(query_rank, eps=config.latent_norm_eps),
+            query_up=normal(keys[1], (query_rank or width, heads * config.qk_head_dim), std=std),
+            latent_down=normal(keys[2], (width, latent + config.qk_rope_head_dim), std=std),
+            latent_norm=RMSNorm.init(latent, eps=config.latent_norm_eps),
+            latent_up=normal(keys[3], (latent, heads * per_head), std=std),
+            out=normal(keys[4], (heads * config.v_head_dim, width), std=std),
+            nope=config.qk_nope_head_dim,
+            rope=config.qk_rope_head_dim,
+            value=config.v_head_dim,
+            scale=softmax_scale(config),
+        )
+
+    def __call__(
+        self,
+        x: Float[Array, "batch seq width"],
+        *,
+        cos: Float[Array, "#batch seq half"],
+        sin: Float[Array, "#batch seq half"],
+        segments: Int[Array, "batch seq"] | None,
+        execution: Execution,
+    ) -> Float[Array, "batch seq width"]:
+        """The layer's output for a normed input; the key's latent norm leaves the rotary key alone (facts 2)."""
+        batch, seq, _ = x.shape
+        matmul = execution.matmul
+        compressed = x
+        if self.query_down is not None and self.query_norm is not None:
+            compressed = self.query_norm(matmul(x, self.query_down))
+        query = matmul(compressed, self.query_up).reshape(batch, seq, -1, self.nope + self.rope)
+        query = jnp.concatenate([query[..., : self.nope], rotate(query[..., self.nope :], cos=cos, sin=sin)], axis=-1)
+
+        latent, key_rope = jnp.split(matmul(x, self.latent_down), [self.latent_down.shape[1] - self.rope], axis=-1)
+        key_value = matmul(self.latent_norm(latent), self.latent_up)
+        key_value = key_value.reshape(batch, seq, -1, self.nope + self.value)
+        key_rope = rotate(key_rope, cos=cos, sin=sin)[:, :, None]
+        key_rope = jnp.broadcast_to(key_rope, (*key_value.shape[:3], self.rope))
+        key = jnp.concatenate([key_value[..., : self.nope], key_rope], axis=-1)
+
+        mixed = execution.attention(query, key, key_value[..., self.nope :], scale=self.scale, segments=segments)
+        return matmul(mixed.reshape(batch, seq, -1), self.out)
