@@ -1,0 +1,142 @@
+"""Hydra composes `conf/`, then the strict builder makes the frozen configuration: nothing below this sees Hydra."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dsv3lab.config import CONF, ConfigError, RunConfig, build, nearest
+from dsv3lab.config.run import read_yaml
+
+_LOCK = threading.Lock()  # Hydra keeps one global instance for each process
+
+
+def compose(
+    overrides: Sequence[str] = (), *, phase: int | None = None, conf: Path = CONF
+) -> tuple[RunConfig, dict[str, Any]]:
+    """The configuration from `conf/config.yaml` and Hydra overrides.
+
+    Args:
+        overrides: Hydra overrides, e.g. `["profile=ci", "train.tokens=100000"]`.
+        phase: number of the phase whose stages and gates are taken; `None` leaves the choice to `overrides`.
+        conf: the folder of the config groups.
+
+    Returns:
+        The frozen configuration, and the same as a plain dict of JSON values (for `config.resolved.yaml`).
+
+    Raises:
+        ConfigError: one sentence that names the override, key or value, with the nearest known name.
+    """
+    overrides = [str(override) for override in overrides]
+    with _LOCK:
+        resolved = _resolve(overrides, phase=phase, conf=conf.resolve())
+    return build(RunConfig, resolved), resolved
+
+
+def dump(resolved: Mapping[str, Any]) -> str:
+    """The YAML text of a resolved configuration."""
+    return yaml.safe_dump(dict(resolved), sort_keys=False, allow_unicode=True, width=120)
+
+
+def load(path: Path) -> RunConfig:
+    """The configuration in a `config.resolved.yaml`."""
+    return build(RunConfig, read_yaml(path))
+
+
+def _resolve(overrides: list[str], *, phase: int | None, conf: Path) -> dict[str, Any]:
+    # Imported here: Hydra takes a third of a second, and most verbs of the command line do without it.
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.singleton import Singleton
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    parsed = _parse(overrides)
+    if phase is not None:
+        for override in parsed:
+            if override.key_or_group in ("phase", "gates"):
+                raise ConfigError(f"'{override.input_line}': this pipeline runs phase {phase}; leave the override out")
+        overrides = [*overrides, f"phase=phase{phase}", f"gates@phase.gates=phase{phase}"]
+    before = Singleton.get_state()  # whoever else uses Hydra in this process gets its instance back
+    try:
+        GlobalHydra.instance().clear()
+        return _compose(overrides, conf)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_explain(error, parsed, overrides, conf)) from None
+    finally:
+        Singleton.set_state(before)
+
+
+def _parse(overrides: list[str]) -> list[Any]:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parsed = []
+    for text in overrides:
+        try:
+            override = OverridesParser.create().parse_override(text)
+        except HydraException as error:
+            why = " ".join(str(error).split("\nSee ")[0].split())
+            raise ConfigError(
+                f"override '{text}' cannot be read ({why}); write key=value and quote special signs"
+            ) from None
+        if override.is_sweep_override():
+            raise ConfigError(f"override '{text}' is a sweep; give one value, or quote it, or write a list as [1,2]")
+        if override.key_or_group.split(".")[0].split("/")[0] == "hydra":
+            raise ConfigError(f"override '{text}' has no effect here: runs are laid out by dsv3lab, not by Hydra")
+        parsed.append(override)
+    return parsed
+
+
+def _compose(overrides: list[str], conf: Path) -> dict[str, Any]:
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from omegaconf import OmegaConf
+
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        composed = hydra_compose("config", overrides=overrides)
+        resolved = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    if not isinstance(resolved, dict):
+        raise ConfigError(f"{conf / 'config.yaml'}: expected a mapping of keys")
+    return {str(key): value for key, value in resolved.items()}
+
+
+def _explain(error: Exception, parsed: list[Any], overrides: list[str], conf: Path) -> str:
+    """One sentence for what Hydra says in several lines, with the nearest name."""
+    for override in parsed:
+        group = conf / override.key_or_group
+        if group.is_dir() and not override.is_delete():
+            value = override.value()
+            options = [path.stem for path in group.glob("*.yaml")]
+            if value not in options:
+                return f"'{override.input_line}': no {value!r} in {group.name}{nearest(str(value), options)}"
+    groups = [
+        text for text, override in zip(overrides, parsed, strict=False) if (conf / override.key_or_group).is_dir()
+    ]
+    try:
+        known: Any = _compose([*groups, *overrides[len(parsed) :]], conf)
+    except Exception:  # the files themselves do not compose: then the first message is the one that helps
+        return _one_line(error)
+    for override in parsed:
+        if not (conf / override.key_or_group).is_dir() and not override.is_add():
+            wrong = _wrong_key(known, override.key_or_group)
+            if wrong:
+                return f"'{override.input_line}': {wrong}"
+    return _one_line(error)
+
+
+def _wrong_key(known: Any, dotted: str) -> str:
+    path = ""
+    for part in dotted.split("."):
+        if not isinstance(known, Mapping):
+            return f"{path} is a value and has no key '{part}'"
+        path = f"{path}.{part}" if path else part
+        if part not in known:
+            return f"unknown key {path}{nearest(part, map(str, known))}"
+        known = known[part]
+    return ""
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

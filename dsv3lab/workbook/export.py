@@ -1,0 +1,89 @@
+"""An executed notebook as one HTML file that is readable offline: nothing is loaded from anywhere.
+
+nbconvert's template loads require.js, MathJax and mermaid from a CDN. Here those blocks are empty, and each formula is
+drawn by matplotlib's mathtext as an SVG inside the page; what mathtext cannot parse stays as readable TeX.
+"""
+
+import base64
+import html
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+_TEMPLATE = """{%- extends 'lab/index.html.j2' -%}
+{%- block html_head_js -%}{%- endblock -%}
+{%- block jupyter_widgets -%}{%- endblock -%}
+{%- block html_head_js_mathjax -%}{%- endblock -%}
+{%- block html_head_js_mermaidjs -%}{%- endblock -%}
+{%- block extra_css -%}
+<style>
+.formula { display: block; margin: 0.6em auto; text-align: center; }
+.formula img, .formula-inline { display: inline; margin: 0; max-width: 100%; }
+.formula .tex, .formula-inline.tex { font-family: monospace; white-space: pre-wrap; }
+</style>
+{%- endblock -%}
+"""
+_FONT_SIZE = 11.5  # points; matches the text size of the template
+_ENVIRONMENT = re.compile(
+    r"\\(begin|end)\{(aligned|align|align\*|gathered|split|equation|equation\*|array)\}(\{[lcr|]*\})?"
+)
+_UNKNOWN = {r"\tfrac": r"\frac", r"\dfrac": r"\frac", r"\lVert": r"\|", r"\rVert": r"\|", r"\qquad": r"\quad\quad"}
+
+
+def to_html(notebook: Path) -> str:
+    """The notebook at `notebook` as one HTML page without references to other files or hosts."""
+    import nbformat
+    from nbconvert.exporters import HTMLExporter
+    from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+
+    class Renderer(IPythonRenderer):
+        def block_math(self, body: str) -> str:
+            return f'<span class="formula">{"<br/>".join(formula(row) for row in rows(body))}</span>'
+
+        def inline_math(self, body: str) -> str:
+            return formula(body, inline=True)
+
+    exporter = HTMLExporter(raw_template=_TEMPLATE, anchor_link_text="")
+    exporter.register_filter(
+        "markdown2html", lambda source: MarkdownWithMath(renderer=Renderer(escape=False)).render(source)
+    )
+    exporter.log.setLevel("ERROR")
+    page, _ = exporter.from_notebook_node(
+        nbformat.read(notebook, 4), resources={"metadata": {"name": notebook.parent.name}}
+    )
+    return page
+
+
+def rows(tex: str) -> list[str]:
+    r"""The rows of a displayed formula: `aligned` and its like are split at `\\`, which mathtext does not know."""
+    body = _ENVIRONMENT.sub("", tex)
+    return [row.replace("&", " ").strip() for row in re.split(r"\\\\(?:\[[^\]]*\])?", body) if row.strip()]
+
+
+def formula(tex: str, *, inline: bool = False) -> str:
+    """One formula as an `<img>` with an inline SVG, or as escaped TeX where mathtext cannot parse it."""
+    from matplotlib.mathtext import math_to_image
+    from matplotlib.font_manager import FontProperties
+    import matplotlib
+
+    text = " ".join(tex.split())
+    for name, known in _UNKNOWN.items():
+        text = text.replace(name, known)
+    buffer = io.BytesIO()
+    try:
+        with matplotlib.rc_context({"svg.hashsalt": "dsv3lab", "mathtext.fontset": "stix"}):
+            depth = math_to_image(f"${text}$", buffer, prop=FontProperties(size=_FONT_SIZE), format="svg")
+    except ValueError:
+        kind = "formula-inline tex" if inline else "tex"
+        return f'<span class="{kind}">{html.escape(f"${tex}$" if inline else tex)}</span>'
+    source = base64.b64encode(buffer.getvalue()).decode()
+    alternative = html.escape(" ".join(tex.split()), quote=True)
+    kind = ' class="formula-inline"' if inline else ""
+    style = f"vertical-align: -{_points(depth):.2f}pt"
+    return f'<img{kind} style="{style}" alt="{alternative}" src="data:image/svg+xml;base64,{source}"/>'
+
+
+def _points(depth: Any) -> float:
+    """Depth below the baseline, which mathtext gives in pixels at 72 dpi."""
+    return max(0.0, float(depth))

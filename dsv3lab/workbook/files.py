@@ -1,0 +1,118 @@
+"""Small file operations that survive a crash: atomic replacement, one-write appends, hashes, UTC time."""
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+IGNORED_FOLDERS = frozenset({"__pycache__", ".ipynb_checkpoints"})
+"""Caches that Python and Jupyter leave wherever a folder is opened; they are no part of any record."""
+
+
+def utc_now() -> str:
+    """The time as UTC ISO text with microseconds, e.g. `2026-11-22T11:28:17.000000Z`."""
+    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def new_name() -> str:
+    """A folder name that sorts by time: `<YYYYmmddTHHMMSSZ>-<6 hex>`."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the entries of `folder` (a rename, a new file) survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace `path` with `text`: a reader, or a crash at any moment, sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def append_line(path: Path, line: str, *, sync: bool = False) -> None:
+    """Append `line` and a newline by one write, so that lines of several writers do not mix.
+
+    Args:
+        sync: wait until the bytes are on disk.
+    """
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(handle, (line + "\n").encode())
+        if sync:
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256_text(text: str) -> str:
+    """SHA-256 (hex) of UTF-8 text."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes; of a symbolic link, that of its target's name."""
+    if path.is_symlink():
+        return sha256_text(f"link {os.readlink(path)}")
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """All files below `folder`, sorted, caches left out."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or path.is_file():
+            if not IGNORED_FOLDERS.intersection(path.relative_to(folder).parts):
+                yield path
+
+
+def hash_folder(folder: Path, *, leave_out: frozenset[str] = frozenset()) -> dict[str, str]:
+    """Relative POSIX path -> SHA-256 of every file below `folder`, except the relative paths in `leave_out`."""
+    names = ((path.relative_to(folder).as_posix(), path) for path in walk(folder))
+    return {name: sha256_file(path) for name, path in names if name not in leave_out}
+
+
+def compare(folder: Path, files: dict[str, str], *, leave_out: frozenset[str] = frozenset()) -> list[tuple[Path, str]]:
+    """What differs between `folder` and its list of hashes: (file, "changed" | "deleted" | "added")."""
+    now = hash_folder(folder, leave_out=leave_out) if folder.is_dir() else {}
+    found = [(folder / name, "deleted") for name in files if name not in now]
+    found += [(folder / name, "changed") for name in files if name in now and now[name] != files[name]]
+    found += [(folder / name, "added") for name in now if name not in files]
+    return sorted(found)
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in a file.
+
+    Raises:
+        ValueError: if the file cannot be read or is not JSON; the message names it.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+        raise ValueError(f"{path}: not valid JSON ({error})") from None
+
+
+def relative(path: Path, base: Path) -> str:
+    """`path` relative to `base` where it lies below it, else absolute: records stay valid when `base` moves."""
+    path, base = Path(os.path.abspath(path)), Path(os.path.abspath(base))  # links stay as they were named
+    return path.relative_to(base).as_posix() if path.is_relative_to(base) else path.as_posix()

@@ -1,0 +1,288 @@
+"""Gates: a metric compared with a threshold, judged outside the notebook, failing closed.
+
+A gate passes only for a finite number that satisfies its comparison. A metric that is missing, NaN, infinite or not a
+number, a stage that did not finish, or a file of metrics that cannot be read is never a pass.
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from dsv3lab.config import GateConfig, nearest
+from dsv3lab.workbook import waivers as waiving
+
+Status = Literal["pass", "fail", "error", "skipped", "waived", "missing"]
+
+_NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+class MetricsError(ValueError):
+    """A metrics file that cannot be trusted; the message names the file and the line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """What a stage ran on."""
+
+    kind: str = "unknown"
+    """`cpu`, or the kind of accelerator as its driver names it."""
+    count: int = 0
+
+    @property
+    def platform(self) -> str:
+        """`cpu`, `gpu`, `tpu` or `unknown`: what `requires.device` of a gate is compared with."""
+        kind = self.kind.lower()
+        for platform, words in {"cpu": ("cpu",), "tpu": ("tpu",), "unknown": ("unknown", "")}.items():
+            if kind in words or (platform == "tpu" and kind.startswith("tpu")):
+                return platform
+        return "gpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One value of one metric, as it stands in `metrics.jsonl` ("nan", "inf" and "-inf" become floats)."""
+
+    name: str
+    value: Any
+    step: int | None
+    time: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateResult:
+    """The judgement of one gate, with everything that a reader needs to judge it again."""
+
+    gate_id: str
+    stage: str
+    title: str
+    role: str
+    kind: str
+    metric: str
+    aggregate: str
+    status: Status
+    observed: float | None
+    """The aggregated value; `None` where there is no finite number."""
+    points: int
+    """How many points of the metric there are."""
+    op: str
+    threshold: float
+    unit: str
+    margin: float | None
+    """Distance from the threshold, positive on the passing side."""
+    severity: Literal["block", "warn"]
+    requires_device: str
+    requires_count: int
+    source: str
+    rationale: str
+    message: str
+    waiver: str
+    """Who waived it, why and until when; empty if nobody did."""
+
+
+def parse_line(line: str) -> list[Point]:
+    """The points of one line of `metrics.jsonl`.
+
+    Raises:
+        ValueError: if the line is not an object with the keys time, step and metrics.
+    """
+    entry = json.loads(line)
+    if not isinstance(entry, dict) or not isinstance(entry.get("metrics"), dict):
+        raise ValueError("not an object with a mapping 'metrics'")
+    step, time = entry.get("step"), entry.get("time", "")
+    if not (step is None or (isinstance(step, int) and not isinstance(step, bool))):
+        raise ValueError(f"step {step!r} is not an integer")
+    return [
+        Point(
+            name=name,
+            value=_NON_FINITE.get(value, value) if isinstance(value, str) else value,
+            step=step,
+            time=str(time),
+        )
+        for name, value in entry["metrics"].items()
+    ]
+
+
+def read_points(path: Path) -> list[Point]:
+    """All points of a stage's `metrics.jsonl`, in the order of writing; none if there is no such file.
+
+    Raises:
+        MetricsError: for a torn last line or any line that is not what a stage writes.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise MetricsError(f"{path}: cannot be read ({error})") from None
+    if text and not text.endswith("\n"):
+        raise MetricsError(f"{path}: the last line is torn; its stage was cut off while writing")
+    points: list[Point] = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            points += parse_line(line)
+        except (ValueError, RecursionError) as error:
+            raise MetricsError(f"{path}: line {number} is not a line of metrics ({error})") from None
+    return points
+
+
+def number(value: Any) -> float | None:
+    """`value` if it is a finite number (booleans are not numbers), else `None`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return value if math.isfinite(value) else None
+    except OverflowError:  # an integer beyond every float
+        return None
+
+
+def holds(observed: float, op: str, threshold: float) -> bool:
+    """Whether `observed op threshold`; an unknown comparison holds for nothing."""
+    return {
+        "<=": observed <= threshold,
+        "<": observed < threshold,
+        ">=": observed >= threshold,
+        ">": observed > threshold,
+        "==": observed == threshold,
+    }.get(op, False)
+
+
+def evaluate(
+    gate: GateConfig,
+    gate_id: str,
+    *,
+    points: Sequence[Point],
+    executed: bool,
+    device: Device,
+    problem: str = "",
+) -> GateResult:
+    """Judge one gate.
+
+    Args:
+        gate: what is compared.
+        gate_id: its name in the configuration.
+        points: every point that its stage wrote.
+        executed: whether every cell of the stage ran and the stage was closed.
+        device: what the stage ran on.
+        problem: why the stage cannot be judged, if it cannot.
+    """
+    values = [point.value for point in points if point.name == gate.metric]
+    if problem or not executed:
+        return _result(gate, gate_id, "error", None, len(values), problem or "the stage did not finish")
+    lacking = _lacking(gate, device)
+    if lacking:
+        return _result(gate, gate_id, "skipped", None, len(values), lacking)
+    if not values:
+        names = {point.name for point in points}
+        hint = nearest(gate.metric, names) if names else "; the stage wrote no metric"
+        return _result(gate, gate_id, "missing", None, 0, f"no metric '{gate.metric}'{hint}")
+    bad = [value for value in values if number(value) is None]
+    if bad:
+        return _result(
+            gate, gate_id, "error", None, len(values), f"{gate.metric} is {_short(bad[0])}, not a finite number"
+        )
+    observed = _aggregate(values, gate.aggregate)
+    if number(observed) is None:
+        return _result(gate, gate_id, "error", None, len(values), f"no finite {gate.aggregate} of {gate.metric}")
+    if holds(observed, gate.op, gate.threshold):
+        return _result(gate, gate_id, "pass", observed, len(values), "")
+    message = f"{gate.metric} is {observed:.6g} {gate.unit}, needs {gate.op} {gate.threshold:.6g}".replace("  ", " ")
+    return _result(gate, gate_id, "fail", observed, len(values), message)
+
+
+def evaluate_stage(
+    gates: Mapping[str, GateConfig],
+    points: Sequence[Point],
+    *,
+    executed: bool,
+    device: Device,
+    waivers: Sequence[waiving.Waiver] = (),
+    problem: str = "",
+) -> list[GateResult]:
+    """Judge the gates of one stage (see `evaluate`) and apply the waivers (see `waivers.apply`)."""
+    results = [
+        evaluate(gate, gate_id, points=points, executed=executed, device=device, problem=problem)
+        for gate_id, gate in gates.items()
+    ]
+    return waiving.apply(results, waivers, device=device)
+
+
+def evaluate_folder(
+    gates: Mapping[str, GateConfig],
+    folder: Path,
+    *,
+    executed: bool,
+    device: Device,
+    waivers: Sequence[waiving.Waiver] = (),
+    problem: str = "",
+) -> list[GateResult]:
+    """`evaluate_stage` over the `metrics.jsonl` of a stage's folder; a file that cannot be trusted errs every gate."""
+    try:
+        points = read_points(folder / "metrics.jsonl")
+    except MetricsError as error:
+        points, problem = [], problem or str(error)
+    return evaluate_stage(gates, points, executed=executed, device=device, waivers=waivers, problem=problem)
+
+
+def stage_gates(gates: Mapping[str, GateConfig], stage: str) -> dict[str, GateConfig]:
+    """The gates of one stage."""
+    return {gate_id: gate for gate_id, gate in gates.items() if gate.stage == stage}
+
+
+def _lacking(gate: GateConfig, device: Device) -> str:
+    needs = gate.requires
+    kind_fits = needs.device in ("any", device.platform)
+    if kind_fits and device.count >= needs.count:
+        return ""
+    if needs.device == "any" and needs.count <= 1:  # any machine will do, known or not
+        return ""
+    wanted = "device" if needs.device == "any" else needs.device
+    return f"needs {needs.count} x {wanted}, ran on {device.count} x {device.kind}"
+
+
+def _aggregate(values: Sequence[float], how: str) -> Any:
+    reduce = {"last": lambda v: v[-1], "min": min, "max": max, "median": statistics.median}.get(how)
+    return reduce(values) if reduce else None
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _result(
+    gate: GateConfig, gate_id: str, status: Status, observed: float | None, points: int, message: str
+) -> GateResult:
+    return GateResult(
+        gate_id=gate_id,
+        stage=gate.stage,
+        title=gate.title,
+        role=gate.role,
+        kind=gate.kind,
+        metric=gate.metric,
+        aggregate=gate.aggregate,
+        status=status,
+        observed=observed,
+        points=points,
+        op=gate.op,
+        threshold=gate.threshold,
+        unit=gate.unit,
+        margin=None if observed is None else _margin(observed, gate.op, gate.threshold),
+        severity=gate.severity,
+        requires_device=gate.requires.device,
+        requires_count=gate.requires.count,
+        source=f"{gate.source.type}: {gate.source.ref}" + (f" ({gate.source.date})" if gate.source.date else ""),
+        rationale=gate.rationale,
+        message=message,
+        waiver="",
+    )
+
+
+def _margin(observed: float, op: str, threshold: float) -> float:
+    difference = observed - threshold
+    if op in (">=", ">"):
+        return difference
+    return -difference if op in ("<=", "<") else -abs(difference)

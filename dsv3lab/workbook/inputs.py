@@ -1,0 +1,129 @@
+"""What a phase execution is determined by, hashed: code, lock files, environment, revision. And what changed since."""
+
+import functools
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from dsv3lab.config import ROOT
+from dsv3lab.workbook.files import hash_folder, sha256_file
+
+PACKAGES = ("jax", "jaxlib", "equinox", "optax", "orbax-checkpoint", "numpy", "tokenizers")
+"""Packages whose version can change a number in a record."""
+
+_PHASES = {1: "components", 2: "integration", 3: "scale", 4: "production"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Git:
+    """The revision beside the hashes; empty outside a git checkout."""
+
+    revision: str
+    dirty: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """Where a phase ran."""
+
+    python: str
+    packages: dict[str, str]
+    system: str
+    cores: int
+    memory_gib: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Hashes of everything that a phase was computed from; paths are relative to the checkout."""
+
+    code: dict[str, str]
+    """Package, configuration, pipelines and the notebooks of the phase."""
+    lock: dict[str, str]
+    """Requirements and constraints."""
+
+
+def read_inputs(phase: int, root: Path = ROOT) -> Inputs:
+    """The hashes of the files that phase number `phase` depends on, as they are now.
+
+    The files of other phases and the waivers are left out: editing them makes nothing stale.
+    """
+    code: dict[str, str] = {}
+    for folder, suffix in (("dsv3lab", ".py"), ("conf", ".yaml"), ("pipelines", ".py")):
+        code |= {f"{folder}/{n}": h for n, h in hash_folder(root / folder).items() if n.endswith(suffix)}
+    notebooks = f"notebooks/phase{phase}_{_PHASES[phase]}"
+    code |= {f"{notebooks}/{n}": h for n, h in hash_folder(root / notebooks).items() if n.endswith(".ipynb")}
+    others = {f"phase{other}" for other in _PHASES if other != phase}
+    code = {name: h for name, h in code.items() if Path(name).stem not in others and name != "conf/waivers.yaml"}
+    names = ("pyproject.toml", "environment.yml", "constraints*.txt", "constraints/*.txt")
+    lock = {path.relative_to(root).as_posix(): sha256_file(path) for name in names for path in sorted(root.glob(name))}
+    return Inputs(code=code, lock=lock)
+
+
+def code_sha256(root: Path = ROOT) -> dict[str, str]:
+    """Hashes of the package's own source files."""
+    return {name: h for name, h in hash_folder(root / "dsv3lab").items() if name.endswith(".py")}
+
+
+def changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """One line for each name on which two tables of hashes (or versions) differ."""
+    lines = [f"{name} deleted" for name in old if name not in new]
+    lines += [f"{name} changed" for name in old if name in new and old[name] != new[name]]
+    lines += [f"{name} added" for name in new if name not in old]
+    return sorted(lines)
+
+
+def read_git(root: Path = ROOT) -> Git:
+    """Revision and whether tracked files differ from it."""
+    revision = _git(root, "rev-parse", "HEAD")
+    return Git(revision=revision, dirty=bool(revision and _git(root, "status", "--porcelain")))
+
+
+@functools.cache
+def read_environment() -> Environment:
+    """Python, package versions and the class of this host (no name, no address)."""
+    return Environment(
+        python=platform.python_version(),
+        packages={name: _version(name) for name in PACKAGES},
+        system=f"{platform.system()} {platform.machine()}",
+        cores=_cores(),
+        memory_gib=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+    )
+
+
+def environment_changes(old: Environment, new: Environment) -> list[str]:
+    """What changed between two environments and can change a number: Python (major.minor) and package versions."""
+    lines = [
+        f"{name} {old.packages.get(name, 'absent')} -> {new.packages.get(name, 'absent')}"
+        for name in sorted(old.packages.keys() | new.packages.keys())
+        if old.packages.get(name) != new.packages.get(name)
+    ]
+    if old.python.split(".")[:2] != new.python.split(".")[:2]:
+        lines.insert(0, f"Python {old.python} -> {new.python}")
+    return lines
+
+
+def _git(root: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "absent"
+
+
+def _cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # only Linux tells which cores this process may use
+        return os.cpu_count() or 1

@@ -1,0 +1,245 @@
+"""The record of one phase execution: what ran, on what, what the gates said, and the hash of every file it left.
+
+`record.json` is written last. It covers every file of the run folder except itself, `promotion.json` (which hashes the
+record) and `tracking.json` (which changes when metrics are reported again).
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from dsv3lab.config import ConfigError, RunConfig, build, digest, plain
+from dsv3lab.workbook.files import hash_folder, relative, sha256_file, write_atomic
+from dsv3lab.workbook.gates import Device, GateResult, evaluate_stage, stage_gates
+from dsv3lab.workbook.inputs import Environment, Git, Inputs, read_environment, read_git, read_inputs
+
+SCHEMA = 1
+NAME = "record.json"
+NOT_HASHED = frozenset({NAME, "promotion.json", "tracking.json"})
+SHARED = ("model", "data", "train", "precision")
+"""The sections of the configuration on which all phases must agree."""
+
+StageStatus = Literal[
+    "ok", "failed", "timeout", "dead_kernel", "no_kernel", "exited_early", "preempted", "not_run", "reused"
+]
+FINISHED = ("ok", "reused")
+
+
+class RecordError(ValueError):
+    """A record that cannot be read; the message names the file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageOutcome:
+    """How one stage ended and what its gates said."""
+
+    name: str
+    status: StageStatus
+    error: str = ""
+    seconds: float = 0.0
+    results: tuple[GateResult, ...] = ()
+    device: Device = Device()
+    inputs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What it read: `needs` (other stages) and `uses` (folders with a manifest), as `stage.json` says."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "results", tuple(self.results))
+
+    @property
+    def finished(self) -> bool:
+        """Whether every cell ran."""
+        return self.status in FINISHED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upstream:
+    """The record that this phase builds on."""
+
+    phase: str
+    record: str
+    """Path of its `record.json`, relative to the runs folder."""
+    record_sha256: str
+    promoted: bool
+    """Whether it stands in the chain of promotions (profiles that do not promote build on finished executions)."""
+    needs: dict[str, str]
+    """Stage of another phase that is read -> SHA-256 of the record it belongs to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseRecord:
+    """One execution of one phase."""
+
+    schema: int
+    phase: str
+    run: str
+    """Name of the run folder."""
+    profile: str
+    promotes: bool
+    started: str
+    ended: str
+    passed: bool
+    """Whether every stage finished and no blocking gate stands in the way."""
+    config_sha256: str
+    sections: dict[str, str]
+    """SHA-256 of each section of the configuration."""
+    shared: dict[str, Any]
+    """The sections on which all phases must agree, in full, so that a difference can be named."""
+    inputs: Inputs
+    git: Git
+    environment: Environment
+    scope: Device
+    upstream: Upstream | None
+    stages: tuple[StageOutcome, ...]
+    files: dict[str, str]
+
+    @property
+    def results(self) -> list[GateResult]:
+        """The gates of all stages."""
+        return [result for stage in self.stages for result in stage.results]
+
+
+def draft(
+    folder: Path,
+    *,
+    config: RunConfig,
+    stages: Sequence[StageOutcome],
+    upstream: Upstream | None,
+    started: str,
+    ended: str,
+) -> PhaseRecord:
+    """The record without the files' hashes: what the report shows.
+
+    A stage of the configuration that is not among `stages` enters as `not_run`, a gate without a result as not passed.
+    """
+    outcomes = complete(config, stages)
+    finished = [stage for stage in outcomes if stage.finished]
+    return PhaseRecord(
+        schema=SCHEMA,
+        phase=config.phase.name,
+        run=folder.name,
+        profile=config.profile.name,
+        promotes=config.profile.promotes,
+        started=started,
+        ended=ended,
+        passed=not blockers(outcomes, scope_of(finished)),
+        config_sha256=digest(config),
+        sections={f.name: digest(getattr(config, f.name)) for f in dataclasses.fields(config)},
+        shared={name: plain(getattr(config, name)) for name in SHARED},
+        inputs=read_inputs(config.phase.number),
+        git=read_git(),
+        environment=read_environment(),
+        scope=scope_of(finished),
+        upstream=upstream,
+        stages=outcomes,
+        files={},
+    )
+
+
+def write_phase(
+    folder: Path,
+    *,
+    config: RunConfig,
+    resolved: Mapping[str, Any],
+    stages: Sequence[StageOutcome],
+    upstream: Upstream | None,
+    started: str,
+    ended: str,
+) -> PhaseRecord:
+    """Write `record.json` with the hash of every file in `folder`; call it last, after the report.
+
+    Args:
+        folder: the run folder, complete.
+        config: what the stages were judged by.
+        resolved: the same as plain values; it must build the same configuration.
+        stages: how each stage ended.
+        upstream: the record of the phase before.
+        started: UTC ISO time.
+        ended: UTC ISO time.
+    """
+    if digest(build(RunConfig, resolved)) != digest(config):
+        raise RecordError(f"{folder}: the resolved configuration is not the one that the stages were judged by")
+    record = draft(folder, config=config, stages=stages, upstream=upstream, started=started, ended=ended)
+    record = dataclasses.replace(record, files=hash_folder(folder, leave_out=NOT_HASHED))
+    write_atomic(folder / NAME, json.dumps(plain(record), sort_keys=True, indent=1, allow_nan=False) + "\n")
+    return record
+
+
+def read(folder: Path) -> PhaseRecord:
+    """The record of a run folder.
+
+    Raises:
+        RecordError: if it is missing or is not a record of this schema.
+    """
+    path = folder / NAME
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+            raise RecordError(f"{path}: not a record of schema {SCHEMA}")
+        return build(PhaseRecord, value)
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read ({error.strerror})") from None
+    except RecordError:
+        raise
+    except (ConfigError, ValueError) as error:
+        raise RecordError(f"{path}: not a record ({error})") from None
+
+
+def sha256(folder: Path) -> str:
+    """SHA-256 of the record of a run folder."""
+    return sha256_file(folder / NAME)
+
+
+def complete(config: RunConfig, stages: Sequence[StageOutcome]) -> tuple[StageOutcome, ...]:
+    """All stages of the phase in its order, each with a result for each of its gates."""
+    given = {stage.name: stage for stage in stages}
+    unknown = [name for name in given if name not in config.phase.stages]
+    if unknown:
+        raise RecordError(f"stage '{unknown[0]}' is not one of {config.phase.name}: {', '.join(config.phase.stages)}")
+    outcomes = []
+    for name in config.phase.stages:
+        outcome = given.get(name, StageOutcome(name=name, status="not_run"))
+        judged = {result.gate_id for result in outcome.results}
+        gates = {k: g for k, g in stage_gates(config.phase.gates, name).items() if k not in judged}
+        why = "the gate was never evaluated" if outcome.finished else f"the stage is {outcome.status.replace('_', ' ')}"
+        rest = evaluate_stage(gates, [], executed=False, device=outcome.device, problem=why)
+        outcomes.append(dataclasses.replace(outcome, results=(*outcome.results, *rest)))
+    return tuple(outcomes)
+
+
+def scope_of(stages: Sequence[StageOutcome]) -> Device:
+    """What a promotion is good for: the one kind of device that all stages ran on, and the most of them."""
+    kinds = sorted({stage.device.kind for stage in stages})
+    return Device(
+        kind=kinds[0] if len(kinds) == 1 else "unknown", count=max((s.device.count for s in stages), default=0)
+    )
+
+
+def blockers(stages: Sequence[StageOutcome], scope: Device) -> list[str]:
+    """Why these outcomes cannot be promoted; empty if they can.
+
+    A blocking gate must have passed or be waived. One that was skipped because it is for another kind of device than
+    `scope` does not block: the promotion's scope says what was not shown.
+    """
+    reasons = [
+        f"stage {s.name}: {s.status.replace('_', ' ')}{': ' if s.error else ''}{first_line(s.error)}"
+        for s in stages
+        if not s.finished
+    ]
+    for result in (result for stage in stages if stage.finished for result in stage.results):
+        elsewhere = result.status == "skipped" and result.requires_device not in ("any", scope.platform)
+        if result.severity == "block" and result.status not in ("pass", "waived") and not elsewhere:
+            reasons.append(f"gate {result.gate_id}: {result.status}: {result.message}")
+    return reasons
+
+
+def first_line(text: str) -> str:
+    """The first line of `text`, or nothing."""
+    return text.strip().splitlines()[0] if text.strip() else ""
+
+
+def locate(record: PhaseRecord, folder: Path, runs: Path) -> str:
+    """The path of a record relative to the runs folder, as chain and upstream name it."""
+    return relative(folder / NAME, runs)
