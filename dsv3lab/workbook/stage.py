@@ -147,8 +147,8 @@ class Stage:
     def work(self, name: str) -> Path:
         """A folder that survives a kill, so that the next run of the same stage continues from what is in it.
 
-        It is keyed by the configuration of model, data, training and precision, by the package's code and versions, and by
-        the stage. `close` moves it into the stage's folder under `name`: what is finished is recorded there.
+        It is keyed by the configuration of model, data, training and precision, by the package's code and versions,
+        and by the stage. `close` moves it into the stage's folder under `name`: what is finished is recorded there.
         """
         key = {section: plain(getattr(self.config, section)) for section in records.SHARED}
         key |= {"stage": self.name, "code": code_sha256(), "packages": read_environment().packages}
@@ -159,7 +159,7 @@ class Stage:
         return folder
 
     def uses(self, name: str, folder: Path | str, digest: str) -> None:
-        """Record an input folder with a `manifest.json` (e.g. a dataset): `dsv3lab verify` checks the files it lists."""
+        """Record an input folder with a `manifest.json` (e.g. a dataset); `dsv3lab verify` follows its list of files."""
         manifest = Path(folder) / "manifest.json"
         if not manifest.is_file():
             raise ConfigError(f"{manifest}: missing; an input folder lists its files there")
