@@ -111,9 +111,7 @@ def _explain(error: Exception, parsed: list[Any], overrides: list[str], conf: Pa
             options = [path.stem for path in group.glob("*.yaml")]
             if value not in options:
                 return f"'{override.input_line}': no {value!r} in {group.name}{nearest(str(value), options)}"
-    groups = [
-        text for text, override in zip(overrides, parsed, strict=False) if (conf / override.key_or_group).is_dir()
-    ]
+    groups = [override.input_line for override in parsed if (conf / override.key_or_group).is_dir()]
     try:
         known: Any = _compose([*groups, *overrides[len(parsed) :]], conf)
     except Exception:  # the files themselves do not compose: then the first message is the one that helps

@@ -212,9 +212,8 @@ def complete(config: RunConfig, stages: Sequence[StageOutcome]) -> tuple[StageOu
 def scope_of(stages: Sequence[StageOutcome]) -> Device:
     """What a promotion is good for: the one kind of device that all stages ran on, and the most of them."""
     kinds = sorted({stage.device.kind for stage in stages})
-    return Device(
-        kind=kinds[0] if len(kinds) == 1 else "unknown", count=max((s.device.count for s in stages), default=0)
-    )
+    count = max((stage.device.count for stage in stages), default=0)
+    return Device(kind=kinds[0] if len(kinds) == 1 else "unknown", count=count)
 
 
 def blockers(stages: Sequence[StageOutcome], scope: Device) -> list[str]:
@@ -223,13 +222,15 @@ def blockers(stages: Sequence[StageOutcome], scope: Device) -> list[str]:
     A blocking gate must have passed or be waived. One that was skipped because it is for another kind of device than
     `scope` does not block: the promotion's scope says what was not shown.
     """
-    reasons = [
-        f"stage {s.name}: {s.status.replace('_', ' ')}{': ' if s.error else ''}{first_line(s.error)}"
-        for s in stages
-        if not s.finished
-    ]
+    reasons = []
+    for stage in (stage for stage in stages if not stage.finished):
+        why = first_line(stage.error)
+        reasons.append(f"stage {stage.name}: {stage.status.replace('_', ' ')}{': ' if why else ''}{why}")
+    known = scope.platform != "unknown"
+    if not known and any(stage.finished for stage in stages):
+        reasons.append("the stages do not agree on what they ran on, or do not say (stage.device in the notebook)")
     for result in (result for stage in stages if stage.finished for result in stage.results):
-        elsewhere = result.status == "skipped" and result.requires_device not in ("any", scope.platform)
+        elsewhere = known and result.status == "skipped" and result.requires_device not in ("any", scope.platform)
         if result.severity == "block" and result.status not in ("pass", "waived") and not elsewhere:
             reasons.append(f"gate {result.gate_id}: {result.status}: {result.message}")
     return reasons

@@ -118,9 +118,10 @@ class Stage:
         path = self.folder / "figures" / f"{_file_name(name)}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         fig.savefig(path, dpi=100, bbox_inches="tight", facecolor="white")
-        import matplotlib.pyplot as plt  # here: stages without figures need not wait for it
-
-        plt.close(fig)  # or Jupyter would show it a second time
+        content = path.read_bytes()
+        fig._repr_png_ = lambda: content  # Jupyter shows the saved picture, whichever backend matplotlib has
+        if "matplotlib.pyplot" in sys.modules:
+            sys.modules["matplotlib.pyplot"].close(fig)  # or the cell would show it a second time
         self._figures = [f for f in self._figures if f["name"] != name] + [{"name": name, "title": title}]
         return fig
 
@@ -159,7 +160,7 @@ class Stage:
         return folder
 
     def uses(self, name: str, folder: Path | str, digest: str) -> None:
-        """Record an input folder with a `manifest.json` (e.g. a dataset); `dsv3lab verify` follows its list of files."""
+        """Record an input folder that has a `manifest.json` (e.g. a dataset); `dsv3lab verify` follows its list."""
         manifest = Path(folder) / "manifest.json"
         if not manifest.is_file():
             raise ConfigError(f"{manifest}: missing; an input folder lists its files there")
