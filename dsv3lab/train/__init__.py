@@ -1,0 +1,19 @@
+"""Training: objective, optimizer, step, loop, checkpoints."""
+
+from dsv3lab.train.checkpoint import CheckpointError as CheckpointError
+from dsv3lab.train.checkpoint import export_final as export_final
+from dsv3lab.train.checkpoint import load_model as load_model
+from dsv3lab.train.loop import FitResult as FitResult
+from dsv3lab.train.loop import Preempted as Preempted
+from dsv3lab.train.loop import execution_of as execution_of
+from dsv3lab.train.loop import fit as fit
+from dsv3lab.train.loop import identity as identity
+from dsv3lab.train.loop import use_compilation_cache as use_compilation_cache
+from dsv3lab.train.losses import Losses as Losses
+from dsv3lab.train.metrics import dead_experts as dead_experts
+from dsv3lab.train.metrics import maxvio as maxvio
+from dsv3lab.train.step import TrainState as TrainState
+from dsv3lab.train.step import apply as apply
+from dsv3lab.train.step import bias_update as bias_update
+from dsv3lab.train.step import gradients as gradients
+from dsv3lab.train.step import train_step as train_step

@@ -1,0 +1,45 @@
+"""`python -m dsv3lab.train`: train in a process of its own; ends with 0, or with 75 when it was asked to stop."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from dsv3lab.config import ConfigError, RunConfig, build, read_yaml
+from dsv3lab.data import open_dataset
+from dsv3lab.train.checkpoint import CheckpointError
+from dsv3lab.train.loop import Preempted, fit
+
+USAGE, ERROR, PREEMPTED = 2, 3, 75
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train as the arguments say; the exit status is 0, 2 (configuration), 3 (checkpoint) or 75 (stopped, saved)."""
+    parser = argparse.ArgumentParser(prog="python -m dsv3lab.train", description=__doc__)
+    parser.add_argument("--config", type=Path, required=True, help="resolved configuration (YAML) of the run")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the prepared dataset")
+    parser.add_argument("--directory", type=Path, required=True, help="folder of checkpoints and metrics.jsonl")
+    parser.add_argument("--stop-after", type=int, help="save and end after this many steps of the run")
+    options = parser.parse_args(arguments)
+    options.directory.mkdir(parents=True, exist_ok=True)
+
+    def report(metrics: dict[str, float], step: int) -> None:
+        with (options.directory / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, "metrics": metrics}) + "\n")
+
+    try:
+        config = build(RunConfig, read_yaml(options.config))
+        dataset = open_dataset(options.data)
+        result = fit(config, dataset, options.directory, report=report, stop_after=options.stop_after)
+    except Preempted as stopped:
+        print(stopped, flush=True)
+        return PREEMPTED
+    except (ConfigError, CheckpointError) as error:
+        print(error, file=sys.stderr)
+        return USAGE if isinstance(error, ConfigError) else ERROR
+    print(f"{'done' if result.finished else 'stopped'} after step {result.steps}: {result.checkpoint}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

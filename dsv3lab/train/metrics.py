@@ -1,0 +1,101 @@
+"""What a step is measured by: losses, balance of the experts, and the clock."""
+
+from dataclasses import dataclass, field
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from dsv3lab.measure import summary
+from dsv3lab.train.losses import Losses
+
+
+def maxvio(loads: Int[Array, "layers experts"]) -> Float[Array, " layers"]:
+    """Load of the busiest expert of each layer above the mean load, as a share of the mean (arXiv:2408.15664, 4.1).
+
+    0 is perfect balance; experts - 1 is everything on one expert. A layer without any load counts as 0.
+    """
+    mean = jnp.mean(loads.astype(jnp.float32), axis=-1)
+    return jnp.max(loads, axis=-1) / jnp.maximum(mean, 1e-9) - (mean > 0)
+
+
+def dead_experts(loads: Int[Array, "layers experts"]) -> Int[Array, ""]:
+    """Experts, of all layers, that received no token."""
+    return jnp.sum(loads == 0, dtype=jnp.int32)
+
+
+def of_step(parts: Losses, *, grad_norm: Float[Array, ""], lr: Float[Array, ""]) -> dict[str, Array]:
+    """The metrics of one step.
+
+    Returns:
+        `loss`, `mtp_loss`, `balance_loss` (see `Losses`: without lambda and alpha), `total`, `grad_norm` (before
+        clipping), `lr`, `maxvio` [layers], `dead_experts` and `loads` [layers, experts].
+    """
+    return {
+        "loss": parts.main,
+        "mtp_loss": parts.mtp,
+        "balance_loss": parts.balance,
+        "total": parts.total,
+        "grad_norm": grad_norm,
+        "lr": lr,
+        "maxvio": maxvio(parts.loads),
+        "dead_experts": dead_experts(parts.loads),
+        "loads": parts.loads,
+    }
+
+
+def of_report(step: dict[str, Array]) -> dict[str, float]:
+    """The metrics of one step under the names that a run reports, as plain numbers."""
+    violation = np.asarray(step["maxvio"])
+    return {
+        "train/loss": float(step["loss"]),
+        "train/mtp_loss": float(step["mtp_loss"]),
+        "train/balance_loss": float(step["balance_loss"]),
+        "train/total": float(step["total"]),
+        "train/grad_norm": float(step["grad_norm"]),
+        "train/lr": float(step["lr"]),
+        "train/maxvio": float(violation.mean()) if violation.size else 0.0,
+        "train/maxvio_worst_layer": float(violation.max()) if violation.size else 0.0,
+        "train/dead_experts": float(step["dead_experts"]),
+    }
+
+
+@dataclass
+class Clock:
+    """Step times of this process, compilation, validation and checkpoints excluded.
+
+    tokens_per_step: targets of the next-token loss in one step.
+    flops_per_token: useful matmul FLOPs of one token, forward and backward, see `plan.flops_per_token`.
+    peak_flops: FLOP/s of this process's fastest matmul, see `measure.matmul_peak`.
+    """
+
+    tokens_per_step: int
+    flops_per_token: int
+    peak_flops: float
+    steps_s: list[float] = field(default_factory=list)
+    waits_s: list[float] = field(default_factory=list)
+
+    def add(self, *, step_s: float, wait_s: float) -> None:
+        """Note one step: its whole time, and how much of it was spent waiting for the batch."""
+        self.steps_s.append(step_s)
+        self.waits_s.append(wait_s)
+
+    def metrics(self) -> dict[str, float]:
+        """Speed over all steps so far."""
+        times = summary(self.steps_s)
+        tokens_per_s = self.tokens_per_step * len(self.steps_s) / sum(self.steps_s)
+        return {
+            "perf/tokens_per_s": tokens_per_s,
+            "perf/step_time_p50_s": times.median_s,
+            "perf/step_time_p95_s": times.p95_s,
+            "perf/data_wait_fraction": sum(self.waits_s) / sum(self.steps_s),
+            "perf/matmul_peak_flops": self.peak_flops,
+            "perf/peak_fraction": tokens_per_s * self.flops_per_token / self.peak_flops,
+        }
+
+
+def duration(seconds: float) -> str:
+    """`m:ss`, or `h:mm:ss` from an hour on."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

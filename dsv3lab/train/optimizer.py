@@ -1,0 +1,64 @@
+"""AdamW with a decay mask, global-norm clipping and the report's learning-rate shape (DeepSeek-V3 report, 4.2)."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from dsv3lab.config import TrainConfig
+
+
+def schedule(config: TrainConfig, sequence_length: int) -> optax.Schedule:
+    """Step (from 0) -> learning rate: linear warm-up, constant, cosine, constant, lower constant.
+
+    The corners are fractions of the steps that the token budget buys. Update number n = step + 1 is what is counted,
+    so the first update is not wasted on a rate of 0 and the last one lies at the end of the budget.
+    """
+    total, shape = config.steps(sequence_length), config.schedule
+
+    def learning_rate(step: Int[Array, ""] | int) -> Float[Array, ""]:
+        done = (jnp.asarray(step) + 1) / total
+        warm = shape.peak_lr * done / max(shape.warmup, 1 / total)
+        along = jnp.clip((done - shape.constant) / max(shape.cosine - shape.constant, 1 / total), 0.0, 1.0)
+        fall = shape.final_lr + (shape.peak_lr - shape.final_lr) * 0.5 * (1 + jnp.cos(math.pi * along))
+        body = jnp.minimum(warm, fall)
+        return jnp.where(done > shape.tail, shape.tail_lr, body).astype(jnp.float32)
+
+    return learning_rate
+
+
+def decay_mask(params: Any) -> Any:
+    """Tree of bool: whether weight decay acts on a leaf.
+
+    It acts on matrices that multiply: projections, experts, routers, the MTP projection and the head. Not on the
+    scales of norms, and not on the embedding, whose rows would shrink at every step in which their token does not
+    occur. The report does not publish its exclusions; the embedding follows OLMo 2 (arXiv:2501.00656), which found
+    that its decay hurts stability. The router bias is False too, although the optimizer never sees it
+    (`dsv3lab.model.trainable`).
+    """
+    return jax.tree_util.tree_map_with_path(lambda path, _: _decays(path), params)
+
+
+def _decays(path: tuple[Any, ...]) -> bool:
+    # By name and not by rank: the arrays of a stack carry a leading axis of layers, so a norm's scale is a matrix there.
+    names = [key.name for key in path if isinstance(key, jax.tree_util.GetAttrKey)]
+    return names[-1] not in ("embedding", "bias") and not any(name.endswith("norm") for name in names)
+
+
+def make(config: TrainConfig, sequence_length: int) -> optax.GradientTransformation:
+    """Clip the gradient by its global norm, then AdamW with decoupled decay on the leaves of `decay_mask`."""
+    options = config.optimizer
+    return optax.chain(
+        optax.clip_by_global_norm(options.clip_norm),
+        optax.adamw(
+            schedule(config, sequence_length),
+            b1=options.b1,
+            b2=options.b2,
+            eps=options.eps,
+            weight_decay=options.weight_decay,
+            mask=decay_mask,
+        ),
+    )

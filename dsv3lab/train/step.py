@@ -1,0 +1,147 @@
+"""One optimizer step as a pure function: gradients over micro-batches, AdamW, and the router-bias update."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from dsv3lab.config import ModelConfig, TrainConfig
+from dsv3lab.model import LOCAL, DeepSeek, Execution, align, init, trainable
+from dsv3lab.train import losses, metrics, optimizer
+
+
+class TrainState(eqx.Module):
+    """Everything that a step changes.
+
+    model: parameters, and the router biases, which the optimizer never sees.
+    opt_state: the state of `optimizer.make`, over the trainable leaves only.
+    step: optimizer steps done; it is also the position in the data, since a batch is a function of the step.
+    """
+
+    model: DeepSeek
+    opt_state: optax.OptState
+    step: Int[Array, ""]
+
+    @staticmethod
+    def init(
+        model: ModelConfig, train: TrainConfig, *, sequence_length: int, key: PRNGKeyArray | None = None
+    ) -> "TrainState":
+        """A fresh state; `key` defaults to the one of `train.seed`. Works under `eqx.filter_eval_shape` too."""
+        start = init(model, key=jax.random.key(train.seed) if key is None else key)
+        return TrainState.of(start, train, sequence_length=sequence_length)
+
+    @staticmethod
+    def of(model: DeepSeek, train: TrainConfig, *, sequence_length: int) -> "TrainState":
+        """A fresh state around an existing model."""
+        params, _ = split(model)
+        opt_state = optimizer.make(train, sequence_length).init(params)
+        return TrainState(model=model, opt_state=opt_state, step=jnp.zeros((), jnp.int32))
+
+
+def split(model: DeepSeek) -> tuple[DeepSeek, DeepSeek]:
+    """The model's trainable leaves and its other leaves (the router biases), `None` in each other's places."""
+    return eqx.partition(model, trainable(model))
+
+
+def bias_update(
+    bias: Float[Array, "layers experts"], loads: Int[Array, "layers experts"], *, speed: float
+) -> Float[Array, "layers experts"]:
+    """Raise the bias of underloaded experts by `speed` and lower that of overloaded ones (report, 2.1.2).
+
+    `loads` must be summed over the whole batch first: the sign of a sum is not the sum of signs. An expert exactly at
+    the mean stays (sign(0) = 0; the report leaves it open). With `speed` 0 the bias is returned as it is.
+    """
+    if speed == 0.0:
+        return bias
+    # Compared in integers, so exactly: load < mean + rest / experts, without a product that could overflow.
+    mean, rest = jnp.divmod(jnp.sum(loads, axis=-1, keepdims=True), loads.shape[-1])
+    direction = jnp.where(loads == mean, jnp.sign(rest), jnp.sign(mean - loads))
+    return bias + speed * direction.astype(bias.dtype)
+
+
+def gradients(
+    model: DeepSeek, windows: Int[Array, "batch seq_plus_one"], *, config: TrainConfig, execution: Execution = LOCAL
+) -> tuple[DeepSeek, losses.Losses]:
+    """Mean gradient and losses over `windows`, taken in `config.micro_batches` equal parts one after the other.
+
+    Inside `shard_map` both are those of this device's windows: nothing is summed over devices here.
+
+    Returns:
+        the gradient of the trainable leaves (`None` elsewhere), and the losses with the loads summed over the parts.
+    """
+    params, rest = split(model)
+    # A weight shared by all devices would get its gradient summed over them within every micro-batch. Marked as
+    # varying like the data, it gets this device's gradient, and the caller communicates once for the whole batch.
+    params = jax.tree.map(lambda leaf: align(leaf, windows)[0], params)
+
+    def objective(params: DeepSeek, part: Array) -> tuple[Array, losses.Losses]:
+        return losses.compute(eqx.combine(params, rest), part, config=config.loss, execution=execution)
+
+    def one(part: Array) -> tuple[DeepSeek, losses.Losses]:
+        return jax.grad(objective, has_aux=True)(params, part)
+
+    count = config.micro_batches
+    if count == 1:
+        return one(windows)
+    parts = windows.reshape(count, -1, windows.shape[1])
+    zeros = jax.tree.map(
+        lambda leaf: align(jnp.zeros(leaf.shape, leaf.dtype), windows)[0], jax.eval_shape(one, parts[0])
+    )
+    sums, _ = jax.lax.scan(lambda carry, part: (jax.tree.map(jnp.add, carry, one(part)), None), zeros, parts)
+    # The parts are equal, so the mean of their means is the mean of the batch. Counts (the integers) stay sums.
+    return jax.tree.map(lambda leaf: leaf if jnp.issubdtype(leaf.dtype, jnp.integer) else leaf / count, sums)
+
+
+def apply(
+    state: TrainState, grads: DeepSeek, parts: losses.Losses, *, config: TrainConfig, sequence_length: int
+) -> tuple[TrainState, dict[str, Array]]:
+    """Update parameters and router biases from the gradient and the loads of the whole batch.
+
+    Returns:
+        the next state and the step's metrics, see `metrics.of_step`.
+    """
+    params, rest = split(state.model)
+    updates, opt_state = optimizer.make(config, sequence_length).update(grads, state.opt_state, params)
+    model = eqx.combine(optax.apply_updates(params, updates), rest)
+    model = model.with_bias(bias_update(model.bias(), parts.loads, speed=config.loss.bias_update_speed))
+    step_metrics = metrics.of_step(
+        parts, grad_norm=optax.global_norm(grads), lr=optimizer.schedule(config, sequence_length)(state.step)
+    )
+    return TrainState(model=model, opt_state=opt_state, step=state.step + 1), step_metrics
+
+
+def _same(tree: Any) -> Any:
+    return tree
+
+
+def train_step(
+    state: TrainState,
+    windows: Int[Array, "batch seq_plus_one"],
+    *,
+    config: TrainConfig,
+    sequence_length: int,
+    execution: Execution = LOCAL,
+    sum_data: Callable[[Any], Any] = _same,
+    mean_data: Callable[[Any], Any] = _same,
+) -> tuple[TrainState, dict[str, Array]]:
+    """One optimizer step on `windows`; pure, to be jitted by the caller with `state` donated.
+
+    Args:
+        state: where training stands.
+        windows: sequences of `sequence_length` + 1 tokens, this device's share of the batch.
+        config: how to train; `config.batch_size` is not read here, the batch is what `windows` holds.
+        sequence_length: targets of one window, which turns the token budget into steps.
+        execution: how the model's mathematics is carried out.
+        sum_data: sum of integer loads over the data-parallel devices (`jax.lax.psum`).
+        mean_data: mean of gradients and losses over the data-parallel devices (`jax.lax.pmean`).
+    """
+    grads, parts = gradients(state.model, windows, config=config, execution=execution)
+    loads = sum_data(parts.loads)
+    means = mean_data((grads, parts.total, parts.main, parts.mtp, parts.balance))
+    grads, total, main, mtp, balance = means
+    parts = losses.Losses(total=total, main=main, mtp=mtp, balance=balance, loads=loads)
+    return apply(state, grads, parts, config=config, sequence_length=sequence_length)

@@ -1,0 +1,115 @@
+"""Tiny configurations and a dataset made of numbers, for tests of rooms that need them but do not test them."""
+
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from dsv3lab import config as configs
+from dsv3lab.config.data import TokenizerConfig
+from dsv3lab.config.train import CheckpointConfig, LossConfig, OptimizerConfig, ScheduleConfig
+from dsv3lab.config.workbook import ProfileConfig, SeedConfig, TrackingConfig
+
+SEQUENCE_LENGTH = 12
+
+
+def model_config(**changes: Any) -> configs.ModelConfig:
+    """A model with every part of DeepSeek-V3 in under ten thousand parameters."""
+    tiny = {
+        "vocab_size": 64,
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "first_k_dense_replace": 1,
+        "intermediate_size": 32,
+        "num_attention_heads": 2,
+        "q_lora_rank": 8,
+        "kv_lora_rank": 8,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 8,
+        "n_routed_experts": 4,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 8,
+        "n_group": 2,
+        "topk_group": 1,
+        "num_nextn_predict_layers": 1,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.1,
+    }
+    return configs.config("nano", **(tiny | changes))
+
+
+def train_config(**changes: Any) -> configs.TrainConfig:
+    """Six steps of four sequences in two micro-batches, a checkpoint every second step."""
+    tiny = configs.TrainConfig(
+        seed=0,
+        tokens=6 * 4 * SEQUENCE_LENGTH,
+        batch_size=4,
+        micro_batches=2,
+        optimizer=OptimizerConfig(b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, clip_norm=1.0),
+        schedule=ScheduleConfig(
+            peak_lr=1e-2, final_lr=1e-3, tail_lr=1e-4, warmup=0.2, constant=0.5, cosine=0.8, tail=0.9
+        ),
+        loss=LossConfig(mtp_weight=0.3, balance_alpha=1e-2, bias_update_speed=1e-2, vocab_chunk=16),
+        checkpoint=CheckpointConfig(interval=2, keep=2),
+        log_interval=1,
+        eval_interval=3,
+        eval_windows=4,
+        remat="none",
+        scan_layers=True,
+    )
+    return replace(tiny, **changes)
+
+
+def run_config(
+    *, model: configs.ModelConfig | None = None, train: configs.TrainConfig | None = None
+) -> configs.RunConfig:
+    """A whole run around a tiny model and training."""
+    domain = configs.DomainConfig(weight=1.0, kind="source", packages=("x",), validation=("y",), max_bytes=1000)
+    seed = SeedConfig(weeks="", infrastructure=(), resources={}, targets=(), ref="")
+    return configs.RunConfig(
+        model=model or model_config(),
+        data=configs.DataConfig(
+            name="tiny",
+            sequence_length=SEQUENCE_LENGTH,
+            min_document_bytes=1,
+            shuffle_seed=0,
+            tokenizer=TokenizerConfig(vocab_size=64, train_bytes=1000),
+            domains={"prose": domain, "code": replace(domain, weight=3.0)},
+        ),
+        train=train or train_config(),
+        eval=configs.EvalConfig(max_bytes_per_domain=1000, batch_size=2),
+        precision=configs.PrecisionConfig(compute="float32"),
+        parallel=configs.ParallelConfig(data=1, simulated=True),
+        profile=ProfileConfig(
+            name="test",
+            promotes=False,
+            bench_repeats=1,
+            routing_steps=1,
+            resume_steps=4,
+            parallel_steps=1,
+            generate_tokens=1,
+        ),
+        tracking=TrackingConfig(enabled=False, experiment="test", flush_s=1.0),
+        phase=configs.PhaseConfig(number=1, title="", question="", requires_phase=None, stages={}, gates={}, seed=seed),
+    )
+
+
+@dataclass(frozen=True)
+class FakeDataset:
+    """Windows that count upwards from a random start, so that a tiny model can learn something; a pure function."""
+
+    digest: str = "fake"
+    sequence_length: int = SEQUENCE_LENGTH
+    vocab_size: int = 64
+    domains: tuple[str, ...] = ("prose", "code")
+
+    def batch_at(self, step: int, *, batch_size: int) -> np.ndarray:
+        rng = np.random.default_rng([7, step])
+        start = rng.integers(self.vocab_size, size=(batch_size, 1))
+        return ((start + np.arange(self.sequence_length + 1)) % self.vocab_size).astype(np.int32)
+
+    def validation(self, domain: str) -> SimpleNamespace:
+        return SimpleNamespace(windows=self.batch_at(10**6 + len(domain), batch_size=5))
