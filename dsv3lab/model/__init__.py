@@ -9,6 +9,7 @@ from dsv3lab.model.deepseek import abstract as abstract
 from dsv3lab.model.deepseek import init as init
 from dsv3lab.model.deepseek import trainable as trainable
 from dsv3lab.model.exchange import local_exchange as local_exchange
+from dsv3lab.model.execution import COUNTABLE as COUNTABLE
 from dsv3lab.model.execution import LOCAL as LOCAL
 from dsv3lab.model.execution import Execution as Execution
 from dsv3lab.model.experts import Experts as Experts

@@ -178,7 +178,7 @@ class DeepSeek(eqx.Module):
             raise ValueError(f"forward: MTP of depth {len(self.mtp)} needs more than {len(self.mtp)} tokens, got {seq}")
 
 
-def _biases(model: DeepSeek) -> list[Array]:
+def _biases(model: DeepSeek) -> list[Any]:
     blocks = [block for stack in model.stacks for block in stack.unit] + [module.block for module in model.mtp]
     return [block.ffn.router.bias for block in blocks if isinstance(block.ffn, MoE)]
 
