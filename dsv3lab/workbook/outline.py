@@ -1,0 +1,64 @@
+"""What a phase would do: `--plan`."""
+
+import shutil
+import textwrap
+
+from dsv3lab.config import GateConfig, RunConfig
+from dsv3lab.workbook.gates import stage_gates
+from dsv3lab.workbook.progress import clock
+from dsv3lab.workbook.verdict import figure
+
+
+def outline(config: RunConfig, order: list[str], *, width: int | None = None) -> str:
+    """Stages in their order with gates, thresholds, units and sources, and what the seed documents ask of the phase.
+
+    Args:
+        config: the composed configuration.
+        order: the stages, in the order in which they run.
+        width: columns (default: those of the terminal).
+    """
+    columns = min(width or shutil.get_terminal_size((110, 24)).columns, 140)
+    phase = config.phase
+    promotes = "its records can be promoted" if config.profile.promotes else "its records are never promoted"
+    lines = [f"{phase.name}: {phase.title}", f"  {phase.question}"]
+    lines.append(f"  profile {config.profile.name}: {promotes}")
+    if phase.requires_phase:
+        lines.append(f"  needs phase{phase.requires_phase} promoted first")
+    for number, name in enumerate(order, start=1):
+        stage = phase.stages[name]
+        lines += ["", f"{number}. {phase.name}/{name}: {stage.title}", f"   {stage.notebook}"]
+        lines.append(f"   usually {clock(stage.expected_s)}, ended after {clock(stage.limit_s)}")
+        if stage.needs:
+            lines.append(f"   needs {', '.join(stage.needs)}")
+        for gate_id, gate in stage_gates(phase.gates, name).items():
+            lines += _gate(gate_id, gate, columns)
+    lines += ["", *_seed(config, columns)]
+    return "\n".join(lines)
+
+
+def _gate(gate_id: str, gate: GateConfig, columns: int) -> list[str]:
+    wanted = f"{gate.metric} {gate.op} {figure(gate.threshold)} {gate.unit}".rstrip()
+    hardware = "" if (gate.requires.device, gate.requires.count) == ("any", 1) else _requires(gate)
+    source = f"source: {gate.source.type}: {gate.source.ref} ({gate.source.date}): {gate.rationale}"
+    head = f"   [{gate.severity}] {gate_id}: {gate.title} ({gate.role}, {gate.kind}{hardware})"
+    return [head, *_wrapped(wanted, columns), *_wrapped(source, columns)]
+
+
+def _requires(gate: GateConfig) -> str:
+    device = "devices" if gate.requires.device == "any" else gate.requires.device
+    return f", needs {gate.requires.count} x {device}"
+
+
+def _seed(config: RunConfig, columns: int) -> list[str]:
+    seed = config.phase.seed
+    lines = [f"What the seed documents say ({seed.ref}; weeks {seed.weeks})"]
+    lines += _wrapped(f"infrastructure: {'; '.join(seed.infrastructure)}", columns)
+    lines += _wrapped(f"resources: {'; '.join(f'{key} {value}' for key, value in seed.resources.items())}", columns)
+    for target in seed.targets:
+        answer = f"gate {target.gate}" if target.gate else "no gate yet"
+        lines += _wrapped(f"target: {target.text} -> {answer} ({target.note})", columns)
+    return lines
+
+
+def _wrapped(text: str, columns: int) -> list[str]:
+    return textwrap.wrap(text, width=columns, initial_indent=" " * 6, subsequent_indent=" " * 8)

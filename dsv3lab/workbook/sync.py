@@ -1,0 +1,69 @@
+"""`dsv3lab sync`: pass run folders that the tracking store has missed on to MLflow, by the code that the pipeline uses.
+
+A folder that is already there is completed, not duplicated. A pipeline that is still running is left alone.
+"""
+
+import argparse
+from pathlib import Path
+
+from dsv3lab.config import ConfigError, runs_dir
+from dsv3lab.workbook import record as records
+from dsv3lab.workbook.compose import load
+from dsv3lab.workbook.process import BusyError, locked
+from dsv3lab.workbook.tracking import Projection, _sentence, to_ms
+
+
+def main(argv: list[str]) -> int:
+    """Entry point of `dsv3lab sync`: 0 if everything is reported, 3 if the store or a folder refused."""
+    parser = argparse.ArgumentParser(prog="dsv3lab sync", description="Report run folders to MLflow that it has missed.")
+    parser.add_argument("folders", nargs="*", type=Path, help="run folders (default: all below runs/)")
+    parser.add_argument("--force", action="store_true", help="report again what is already complete")
+    args = parser.parse_args(argv)
+    runs = runs_dir()
+    folders = [folder.resolve() for folder in args.folders] or run_folders(runs)
+    for folder in folders:
+        if not (folder / "config.resolved.yaml").is_file():
+            raise ConfigError(f"{folder}: not a run folder (no config.resolved.yaml)")
+    if not folders:
+        print(f"no runs below {runs}: nothing to report")
+    failed = 0
+    for folder in folders:
+        try:
+            print(f"{folder.parent.name}/{folder.name}: {sync(folder, runs, force=args.force)}", flush=True)
+        except Exception as error:  # one folder or the store: say it, and go on with the next
+            failed += 1
+            print(f"{folder.parent.name}/{folder.name}: not reported: {_sentence(error)}", flush=True)
+    return 3 if failed else 0
+
+
+def run_folders(runs: Path) -> list[Path]:
+    """All folders of phase executions, oldest first."""
+    found = [path.parent for path in runs.glob("phase[1-4]/*/config.resolved.yaml")]
+    return sorted(found, key=lambda folder: (folder.name, folder.parent.name))
+
+
+def sync(folder: Path, runs: Path, *, force: bool = False) -> str:
+    """Report one run folder; returns what was done, in words."""
+    config = load(folder / "config.resolved.yaml")
+    if not (folder / records.NAME).is_file():
+        return _sync_killed(folder, config, runs)
+    record = records.read(folder)
+    projection = Projection(folder, config=config, runs=runs)
+    if projection.complete and not force:
+        return "already reported"
+    projection.open_phase(started=to_ms(record.started))
+    projection.close_phase(record, promoted=(folder / "promotion.json").is_file(), ended=to_ms(record.ended))
+    return "reported"
+
+
+def _sync_killed(folder: Path, config: records.RunConfig, runs: Path) -> str:
+    phase = config.phase.name
+    try:
+        with locked(runs / phase / ".lock", what=phase):
+            projection = Projection(folder, config=config, runs=runs)
+            if not projection.complete:
+                projection.kill()
+                return "reported as killed: it has no record"
+            return "already reported"
+    except BusyError:
+        return "left alone: its pipeline is running"

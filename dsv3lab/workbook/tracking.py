@@ -1,0 +1,433 @@
+"""The one MLflow writer: the pipeline's process reads what stages leave in their folders and passes it on.
+
+One experiment; a run for each phase execution with nested runs for its stages. The files of the run folder are the truth
+and MLflow is a projection of them: `Projection` writes it while the stage runs, and `dsv3lab sync` runs the same code over
+an old folder. Runs are found by their tag, so nothing is ever reported twice.
+"""
+
+import fcntl
+import json
+import logging
+import math
+import os
+import queue
+import sqlite3
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from dsv3lab.config import RunConfig, digest
+from dsv3lab.workbook import gates, verdict
+from dsv3lab.workbook.files import write_atomic
+from dsv3lab.workbook.gates import GateResult
+from dsv3lab.workbook.inputs import read_git
+from dsv3lab.workbook.record import PhaseRecord, StageOutcome
+
+STATE = "tracking.json"
+RUN_TAG = "dsv3lab.run"
+"""`phase1/<run>` on the run of a phase, `phase1/<run>/<stage>` on that of a stage: what makes reporting idempotent."""
+BATCH = 1000  # MLflow's limit for one call
+NOTE_LIMIT = 7900  # MLflow cuts tags at 8000 characters without an error
+CLOSE_S = 60.0
+PARAMETERS = (
+    *("train.seed", "train.tokens", "train.batch_size", "train.schedule.peak_lr", "data.sequence_length"),
+    *("model.hidden_size", "model.num_hidden_layers", "model.n_routed_experts", "parallel.data", "precision.compute"),
+)
+STAGE_FILES = {
+    "notebook": ("executed.ipynb", "executed.html"),
+    "logs": ("log.txt", "result.json", "stage.json", "request.json", "metrics.jsonl"),
+}
+PHASE_FILES = {"config": ("config.resolved.yaml",), "report": ("report.html", "record.json", "promotion.json")}
+
+
+class Projection:
+    """The MLflow runs of one run folder. Every method may be called again: it completes, and duplicates nothing."""
+
+    def __init__(self, folder: Path, *, config: RunConfig, runs: Path) -> None:
+        self._folder, self._config = folder, config
+        self._name = f"{config.phase.name}/{folder.name}"
+        self._client, self._experiment = prepare(runs, config.tracking.experiment)
+        self._git = read_git()
+        self._state = self._load()
+        self._closed: set[str] = set()
+
+    def open_phase(self, *, started: int | None = None) -> str:
+        """The phase's run, made if it is not there; returns its id."""
+        state = self._run(self._state, self._name, run_name=self._name, parent=None, started=started)
+        self._save()
+        return state["run"]
+
+    def open_stage(self, stage: str, *, started: int | None = None) -> str:
+        """The nested run of a stage, made if it is not there; returns its id."""
+        parent = self.open_phase()
+        mine = self._state["stages"].setdefault(stage, {})
+        name = f"{self._config.phase.name}/{stage}"
+        self._run(mine, f"{self._name}/{stage}", run_name=name, parent=parent, started=started)
+        self._save()
+        return mine["run"]
+
+    def push(self, stage: str) -> int:
+        """Pass on the complete lines of the stage's `metrics.jsonl` that are new; returns how many points."""
+        mine = self._state["stages"][stage]
+        path = self._folder / stage / "metrics.jsonl"
+        size = path.stat().st_size if path.is_file() else 0
+        if size < mine.get("bytes", 0):  # the stage was opened again and started from nothing
+            mine["bytes"] = 0
+        with open(path, "rb") if size else open(os.devnull, "rb") as file:
+            file.seek(mine.get("bytes", 0))
+            data = file.read()
+        data = data[: data.rfind(b"\n") + 1]
+        if not data:
+            return 0
+        points = list(_points(data))
+        self._log(mine["run"], metrics=points)
+        mine["bytes"] = mine.get("bytes", 0) + len(data)
+        self._save()
+        return len(points)
+
+    def close_stage(self, outcome: StageOutcome, *, ended: int | None = None) -> None:
+        """The stage's last metrics, its gates, its files and its status."""
+        run = self.open_stage(outcome.name)
+        self.push(outcome.name)
+        numbers = _gate_metrics(outcome.results)
+        if not outcome.finished:
+            numbers["stage/wall_s"] = outcome.seconds
+        tags = _gate_tags(outcome.results) | {
+            "status": outcome.status,
+            "device": f"{outcome.device.count} x {outcome.device.kind}",
+            "mlflow.note.content": _note(verdict.markdown(outcome.results), outcome.error),
+        }
+        if outcome.error:
+            tags["failure"] = outcome.error[:500]
+        self._log(run, metrics=self._numbers(numbers), tags=tags)
+        self._artifacts(run, self._folder / outcome.name, STAGE_FILES)
+        status = "FINISHED" if outcome.finished else ("KILLED" if outcome.status == "preempted" else "FAILED")
+        self._client.set_terminated(run, status, ended)
+        self._closed.add(outcome.name)
+
+    def close_phase(self, record: PhaseRecord, *, promoted: bool, ended: int | None = None) -> None:
+        """Everything that the record says: stages, gates, verdict, files, status."""
+        run = self.open_phase()
+        for outcome in record.stages:
+            known = outcome.name in self._state["stages"]
+            if outcome.name not in self._closed and (known or outcome.status != "not_run"):
+                self.open_stage(outcome.name, started=_stage_started(self._folder / outcome.name))
+                self.close_stage(outcome, ended=ended)
+        results = record.results
+        statuses = {outcome.status for outcome in record.stages}
+        tags = _gate_tags(results) | {f"stage.{outcome.name}": outcome.status for outcome in record.stages}
+        tags |= {
+            "verdict": "promoted" if promoted else ("pass" if record.passed else "fail"),
+            "promoted": str(promoted).lower(),
+            "device": f"{record.scope.count} x {record.scope.kind}",
+            "mlflow.note.content": _note(verdict.markdown(results), ""),
+        }
+        numbers = _gate_metrics(results) | {"stage/wall_s": sum(outcome.seconds for outcome in record.stages)}
+        self._log(run, metrics=self._numbers(numbers), tags=tags)
+        self._artifacts(run, self._folder, PHASE_FILES)
+        finished = all(outcome.finished for outcome in record.stages)
+        status = "FINISHED" if finished else ("KILLED" if "preempted" in statuses else "FAILED")
+        self._client.set_terminated(run, status, ended)
+        self._state["complete"] = True
+        self._save()
+
+    def kill(self) -> None:
+        """Close what a pipeline without a record left open: it was killed, and no status was ever written."""
+        self._client.set_terminated(self.open_phase(), "KILLED")
+        for stage in self._config.phase.stages:
+            if (self._folder / stage / "request.json").is_file():
+                run = self.open_stage(stage)
+                self.push(stage)
+                self._artifacts(run, self._folder / stage, STAGE_FILES)
+                self._client.set_terminated(run, "KILLED")
+        self._state["complete"] = True
+        self._save()
+
+    def close_others(self) -> int:
+        """Mark runs of this phase that still say RUNNING, though no pipeline runs it, as KILLED; returns how many.
+
+        Call it only while holding the phase's lock.
+        """
+        query = f"attributes.status = 'RUNNING' and tags.phase = '{self._config.phase.name}'"
+        found = [run for run in self._search(query) if not run.data.tags.get(RUN_TAG, "").startswith(self._name)]
+        for run in found:
+            self._client.set_terminated(run.info.run_id, "KILLED")
+        return len(found)
+
+    @property
+    def complete(self) -> bool:
+        """Whether this folder was reported to its end, and MLflow still has it."""
+        return bool(self._state.get("complete")) and bool(self._find(self._name))
+
+    def _run(
+        self, state: dict[str, Any], name: str, *, run_name: str, parent: str | None, started: int | None
+    ) -> dict[str, Any]:
+        """Set `state["run"]` to the id of the run tagged `name`; one that is new starts with no bytes passed on."""
+        if state.get("checked"):
+            return state
+        found = self._find(name)
+        if found is None or found != state.get("run"):
+            state.clear()
+            state["stages" if parent is None else "bytes"] = {} if parent is None else 0
+        if found is None:
+            tags = self._tags(name) | ({} if parent is None else {"mlflow.parentRunId": parent})
+            created = self._client.create_run(self._experiment, start_time=started, tags=tags, run_name=run_name)
+            found = created.info.run_id
+            self._log(found, params=self._parameters())
+        state["run"], state["checked"] = found, True
+        return state
+
+    def _find(self, name: str) -> str | None:
+        found = self._search(f"tags.`{RUN_TAG}` = '{name}'")
+        return found[0].info.run_id if found else None
+
+    def _search(self, query: str) -> list[Any]:
+        return list(self._client.search_runs([self._experiment], filter_string=query, max_results=1000))
+
+    def _tags(self, name: str) -> dict[str, str]:
+        phase = self._config.phase
+        parts = name.split("/")
+        tags = {RUN_TAG: name, "phase": phase.name, "profile": self._config.profile.name, "config_sha": digest(self._config)}
+        tags |= {"level": "stage", "stage": parts[2]} if len(parts) > 2 else {"level": "phase"}
+        tags |= {"git_sha": self._git.revision or "none", "git_dirty": str(self._git.dirty).lower()}
+        source = phase.stages[parts[2]].notebook if len(parts) > 2 else f"pipelines/{phase.name}.py"
+        return tags | {"mlflow.source.name": source, "mlflow.source.git.commit": self._git.revision}
+
+    def _parameters(self) -> list[Any]:
+        from mlflow.entities import Param
+
+        values = {"profile": self._config.profile.name, "config_sha256": digest(self._config)}
+        for path in PARAMETERS:
+            value: Any = self._config
+            for part in path.split("."):
+                value = getattr(value, part)
+            values[path] = str(value)
+        return [Param(key, value) for key, value in values.items()]
+
+    def _numbers(self, values: Mapping[str, float]) -> list[Any]:
+        from mlflow.entities import Metric
+
+        # One time for all, and the same one when it is reported again: MLflow drops points that it already has.
+        when = _mtime(self._folder / "config.resolved.yaml")
+        return [Metric(key, float(value), when, 0) for key, value in values.items()]
+
+    def _log(
+        self, run: str, *, metrics: Sequence[Any] = (), tags: Mapping[str, str] | None = None, params: Sequence[Any] = ()
+    ) -> None:
+        from mlflow.entities import RunTag
+
+        for start in range(0, len(metrics), BATCH):
+            self._client.log_batch(run, metrics=metrics[start : start + BATCH])
+        labels = [RunTag(key, value) for key, value in (tags or {}).items()]
+        for start in range(0, max(len(labels), len(params)), 100):
+            self._client.log_batch(run, tags=labels[start : start + 100], params=params[start : start + 100])
+
+    def _artifacts(self, run: str, folder: Path, files: Mapping[str, Sequence[str]]) -> None:
+        for place, names in files.items():
+            for name in names:
+                if (folder / name).is_file():
+                    self._client.log_artifact(run, str(folder / name), place)
+        if (folder / "figures").is_dir():
+            self._client.log_artifacts(run, str(folder / "figures"), "figures")
+
+    def _load(self) -> dict[str, Any]:
+        """What was passed on already; ids are checked against the store before they are used."""
+        try:
+            state = json.loads((self._folder / STATE).read_text(encoding="utf-8"))
+            stages = {str(k): {"run": str(v["run"]), "bytes": int(v["bytes"])} for k, v in state["stages"].items()}
+            return {"run": str(state["run"]), "complete": bool(state["complete"]), "stages": stages}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return {"stages": {}}
+
+    def _save(self) -> None:
+        stages = {
+            name: {"run": mine["run"], "bytes": mine.get("bytes", 0)}
+            for name, mine in self._state["stages"].items()
+            if "run" in mine
+        }
+        state = {"experiment": self._experiment, "run": self._state.get("run", ""), "stages": stages}
+        state["complete"] = bool(self._state.get("complete"))
+        write_atomic(self._folder / STATE, json.dumps(state, indent=1, sort_keys=True) + "\n")
+
+
+class Tracker(threading.Thread):
+    """Feeds a `Projection` while the phase runs, in a thread that no failure of the store can stop the run from.
+
+    MLflow is imported here, after the pipeline has said what it does. When something fails, `problem` says it in one
+    sentence and nothing more is reported; `dsv3lab sync` does it later.
+    """
+
+    def __init__(self, folder: Path, *, config: RunConfig, runs: Path) -> None:
+        super().__init__(name="tracking", daemon=True)
+        self._folder, self._config, self._runs = folder, config, runs
+        self._orders: queue.Queue[tuple[str, Any]] = queue.Queue()
+        self._active: str | None = None
+        self.problem = ""
+
+    def stage_started(self, stage: str) -> None:
+        """From now on the stage's metrics are passed on."""
+        self._orders.put(("start", stage))
+
+    def stage_ended(self, outcome: StageOutcome) -> None:
+        """Report how a stage ended."""
+        self._orders.put(("end", outcome))
+
+    def close(self, record: PhaseRecord | None, *, promoted: bool, seconds: float = CLOSE_S) -> str:
+        """Report the phase and wait for it; returns the problem, if there was one."""
+        self._orders.put(("close", (record, promoted)))
+        self.join(seconds)
+        if self.is_alive() and not self.problem:
+            self.problem = f"the store did not answer within {seconds:.0f} s"
+        return self.problem
+
+    def run(self) -> None:
+        """The thread: orders as they come, new metrics every `tracking.flush_s` seconds."""
+        try:
+            self._work()
+        except Exception as error:  # whatever the store, its driver or the disk raises: the run goes on
+            self.problem = _sentence(error)
+
+    def _work(self) -> None:
+        projection = Projection(self._folder, config=self._config, runs=self._runs)
+        projection.close_others()
+        projection.open_phase()
+        while True:
+            try:
+                what, value = self._orders.get(timeout=self._config.tracking.flush_s)
+            except queue.Empty:
+                if self._active:
+                    projection.push(self._active)
+                continue
+            if what == "start":
+                projection.open_stage(value)
+                self._active = value
+            elif what == "end":
+                projection.close_stage(value)
+                self._active = None
+            else:
+                record, promoted = value
+                if record is None:
+                    projection.kill()
+                else:
+                    projection.close_phase(record, promoted=promoted)
+                return
+
+
+def prepare(runs: Path, experiment: str) -> tuple[Any, str]:
+    """The client and the experiment's id; makes database and experiment, one process at a time.
+
+    Several processes that open a new database at once crash in its migrations, and without write-ahead log several
+    writers wait for each other by seconds. The artifacts' folder is absolute: it does not depend on who looks.
+    """
+    MlflowClient = _import_mlflow()
+    database = runs / "mlflow.db"
+    with _one_at_a_time(runs / ".mlflow.lock"):
+        connection = sqlite3.connect(database, timeout=20.0)
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        finally:
+            connection.close()
+        client = MlflowClient(tracking_uri=f"sqlite:///{database}")
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            return client, client.create_experiment(experiment, artifact_location=(runs / "mlartifacts").as_uri())
+        if found.lifecycle_stage != "active":
+            client.restore_experiment(found.experiment_id)
+    return client, found.experiment_id
+
+
+def to_ms(text: str) -> int | None:
+    """UTC ISO text as milliseconds since 1970; `None` if it is not such text."""
+    try:
+        return int(datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp() * 1000)
+    except ValueError:
+        return None
+
+
+def _import_mlflow() -> Any:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+    for module in ("mlflow", "sqlalchemy", "alembic", "pydantic"):
+        warnings.filterwarnings("ignore", module=rf"{module}(\.|$)")
+    for name in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient
+
+
+@contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _points(data: bytes) -> Iterator[Any]:
+    """MLflow's metrics from complete lines of `metrics.jsonl`; what is no number is left to the gates to refuse."""
+    from mlflow.entities import Metric
+
+    for line in data.decode("utf-8", "replace").splitlines():
+        try:
+            points = gates.parse_line(line)
+        except (ValueError, RecursionError):
+            continue
+        for point in points:
+            if isinstance(point.value, (int, float)) and not isinstance(point.value, bool):
+                when = to_ms(point.time) or int(time.time() * 1000)
+                yield Metric(point.name, _float(point.value), when, point.step or 0)
+
+
+def _float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def _gate_metrics(results: Sequence[GateResult]) -> dict[str, float]:
+    numbers: dict[str, float] = {"gates/passed": sum(r.status == "pass" for r in results), "gates/total": len(results)}
+    for result in results:
+        values = {"observed": result.observed, "threshold": result.threshold, "margin": result.margin}
+        numbers |= {f"gate/{result.gate_id}/{key}": value for key, value in values.items() if value is not None}
+    return numbers
+
+
+def _gate_tags(results: Sequence[GateResult]) -> dict[str, str]:
+    stopping = [r for r in results if r.severity == "block" and r.status not in ("pass", "waived", "skipped")]
+    tags = {f"gate.{result.gate_id}": result.status for result in results}
+    tags["gates"] = f"{sum(r.status == 'pass' for r in results)}/{len(results)}"
+    return tags | {"verdict": "fail" if stopping else "pass"}
+
+
+def _note(table: str, error: str) -> str:
+    text = f"**{error}**\n\n{table}" if error else table
+    if len(text) <= NOTE_LIMIT:
+        return text
+    return text[: text.rfind("\n", 0, NOTE_LIMIT - 60)] + "\n\nThe rest is in report.html among the artifacts."
+
+
+def _stage_started(folder: Path) -> int | None:
+    try:
+        return to_ms(str(json.loads((folder / "stage.json").read_text(encoding="utf-8"))["started"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _mtime(path: Path) -> int:
+    try:
+        return int(path.stat().st_mtime * 1000)
+    except OSError:
+        return int(time.time() * 1000)
+
+
+def _sentence(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300] if lines else 'no message'}"

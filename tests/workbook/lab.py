@@ -1,0 +1,137 @@
+"""A small workbook for tests: a conf folder with one phase, notebooks made in code, and the pipeline over them."""
+
+import shutil
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import yaml
+
+from dsv3lab.config import CONF
+
+DATA: dict[str, Any] = {
+    "name": "tiny",
+    "sequence_length": 16,
+    "min_document_bytes": 0,
+    "max_document_bytes": 1000,
+    "shuffle_seed": 0,
+    "tokenizer": {"vocab_size": 300, "train_bytes": 1000},
+    "domains": {
+        "text": {"weight": 1.0, "kind": "source", "packages": ["numpy"], "validation": ["numpy/lib"], "max_bytes": 1000}
+    },
+}
+OPEN = """
+import json, os, pathlib, signal, sys, time
+import dsv3lab.workbook as wb
+stage = wb.Stage.open("{phase}/{stage}", run_dir=run_dir, overrides=overrides)
+stage.device("cpu", 1)
+"""
+CLOSE = "stage.close()"
+GOOD = 'stage.metric("perf/tokens_per_s", 100.0)\nstage.metric("quality/error", 0.001)'
+
+
+def write_notebook(path: Path, cells: Sequence[str], *, parameters: bool = True) -> Path:
+    """A notebook with an introduction, the parameters cell and `cells`."""
+    v4 = nbformat.v4
+    notebook = v4.new_notebook()
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    declared = v4.new_code_cell('run_dir: str = ""\noverrides: list = []', metadata={"tags": ["parameters"]})
+    notebook.cells = [v4.new_markdown_cell("# A tiny stage\n\nWith $x^2$ and\n\n$$y = \\frac{a}{b}$$")]
+    notebook.cells += [declared] if parameters else []
+    notebook.cells += [v4.new_code_cell(textwrap.dedent(cell).strip()) for cell in cells]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, path)
+    return path
+
+
+def stage_cells(stage: str, *body: str, phase: str = "phase1", close: bool = True) -> list[str]:
+    """The cells of a notebook that opens the stage, runs `body` and closes it."""
+    return [OPEN.format(phase=phase, stage=stage), *body, *([CLOSE] if close else [])]
+
+
+def gate(stage: str, metric: str, op: str, threshold: float, *, role: str = "error", severity: str = "block") -> dict[str, Any]:
+    """One gate as it stands in conf/gates."""
+    return {
+        "stage": stage,
+        "title": f"{metric} of {stage}",
+        "role": role,
+        "kind": "quality",
+        "metric": metric,
+        "aggregate": "last",
+        "op": op,
+        "threshold": threshold,
+        "unit": "1",
+        "severity": severity,
+        "requires": {"device": "any", "count": 1},
+        "source": {"type": "policy", "ref": "a test", "date": "2026-11-22"},
+        "rationale": "a test",
+    }
+
+
+def gates_of(stage: str) -> dict[str, Any]:
+    """A throughput gate and an error gate that `GOOD` passes."""
+    return {
+        f"{stage}_speed": gate(stage, "perf/tokens_per_s", ">=", 10.0, role="throughput"),
+        f"{stage}_error": gate(stage, "quality/error", "<=", 0.01),
+    }
+
+
+def write_conf(
+    root: Path,
+    notebooks: Mapping[str, Path],
+    *,
+    number: int = 1,
+    gates: Mapping[str, Any] | None = None,
+    needs: Mapping[str, Sequence[str]] | None = None,
+    limit_s: float = 120.0,
+    tracking: bool = False,
+) -> Path:
+    """A conf folder like the project's, whose phase `number` has the stages `notebooks` (name -> path)."""
+    conf = root / "conf"
+    if not conf.exists():
+        shutil.copytree(CONF, conf)
+        shutil.rmtree(conf / "data", ignore_errors=True)
+        _write(conf / "data" / "local.yaml", DATA)
+        (conf / "waivers.yaml").unlink(missing_ok=True)
+    if gates is None:
+        gates = {key: value for name in notebooks for key, value in gates_of(name).items()}
+    stages = {
+        name: {
+            "title": f"Stage {name}",
+            "notebook": str(path),
+            "needs": list((needs or {}).get(name, [])),
+            "limit_s": limit_s,
+            "expected_s": 5.0,
+        }
+        for name, path in notebooks.items()
+    }
+    phase = {
+        "number": number,
+        "title": "A test phase",
+        "question": "Does it run?",
+        "requires_phase": number - 1 or None,
+        "stages": stages,
+        "seed": {
+            "weeks": "1-2",
+            "infrastructure": ["a test machine"],
+            "resources": {"memory": "little"},
+            "targets": [{"text": "It runs", "gate": next(iter(gates), None), "note": "a test"}],
+            "ref": "none",
+        },
+    }
+    _write(conf / "phase" / f"phase{number}.yaml", phase)
+    _write(conf / "gates" / f"phase{number}.yaml", dict(gates))
+    _write(conf / "tracking" / "mlflow.yaml", {"enabled": tracking, "experiment": "dsv3lab", "flush_s": 0.2})
+    return conf
+
+
+def the_run(runs: Path, phase: str = "phase1") -> Path:
+    """The newest run folder of a phase."""
+    return sorted(path.parent for path in (runs / phase).glob("*/config.resolved.yaml"))[-1]
+
+
+def _write(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(value, sort_keys=False))
