@@ -1,5 +1,6 @@
 """Where text comes from and how it becomes windows of tokens."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,6 +35,7 @@ class DataConfig:
     name: str
     sequence_length: int = within(2, unit="tokens", doc="targets of one window; a window stores one token more")
     min_document_bytes: int = within(0, unit="bytes", doc="shorter documents are left out")
+    max_document_bytes: int = within(1, unit="bytes", doc="longer documents are left out")
     shuffle_seed: int = within(0, doc="seed of the order of windows")
     tokenizer: TokenizerConfig
     domains: dict[str, DomainConfig]
@@ -41,3 +43,6 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.domains or sum(d.weight for d in self.domains.values()) <= 0:
             raise ConfigError("domains: at least one domain needs a positive weight")
+        for name in (self.name, *self.domains):  # they become names of folders; "overall" is the row of all domains
+            if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name) or name == "overall":
+                raise ConfigError(f"'{name}': a name is made of small letters, digits, '-' and '_', and not 'overall'")

@@ -1,0 +1,213 @@
+"""A prepared dataset: windows of tokens as a pure function of the step.
+
+A domain's tokens are one stream: an end-of-document token, then each document followed by one. Window i holds the tokens
+i*T ... i*T+T of it, so that neighbours share one token and every token but the first is a target exactly once.
+"""
+
+import functools
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from dsv3lab.config import ConfigError, DataConfig, build, nearest
+from dsv3lab.data import corpus, tokenizer
+from dsv3lab.data.mixing import Mixture, make_mixture, shuffled_order
+from dsv3lab.data.sources import DataError
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Validation:
+    """Held-out documents of one domain and their tokens."""
+
+    windows: np.ndarray
+    """int32[n, T+1], consecutive, overlapping by one token; the end of the last one is padding (end-of-document)."""
+    targets: int
+    """How many of the n*T targets are real: the tokens of the documents and one end-of-document token for each."""
+    documents: list[str]
+    """The texts, in order."""
+    n_bytes: list[int]
+    """UTF-8 bytes of each text."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Tokens of a prepared folder; every method is a pure function of what the folder holds."""
+
+    folder: Path
+    config: DataConfig
+    manifest: dict[str, Any]
+    tokenizer: Tokenizer
+    token_bytes: list[bytes]
+    """The UTF-8 bytes behind each token id; none for end-of-document."""
+    mixture: Mixture
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) over the configuration, the corpus and the tokenizer."""
+        return self.manifest["digest"]
+
+    @property
+    def sequence_length(self) -> int:
+        """Targets of one window, T."""
+        return self.config.sequence_length
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Names of the domains, in the order of the configuration."""
+        return tuple(self.config.domains)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Share of each domain in the training windows; they add up to 1."""
+        total = sum(domain.weight for domain in self.config.domains.values())
+        return {name: domain.weight / total for name, domain in self.config.domains.items()}
+
+    @property
+    def vocab_size(self) -> int:
+        """Entries of the tokenizer."""
+        return self.tokenizer.get_vocab_size()
+
+    @property
+    def end_of_document(self) -> int:
+        """Id of the token after each document."""
+        return self.tokenizer.token_to_id(tokenizer.END_OF_DOCUMENT)
+
+    def batch_at(self, step: int, *, batch_size: int) -> np.ndarray:
+        """The training windows of one step: int32[batch_size, T+1].
+
+        Windows are numbered through all steps, so the sequence does not depend on the batch size. The mixture gives
+        each number a domain and a running number in it; in each epoch a domain's windows come in a new order, each once.
+        """
+        places = np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int64)
+        domain_of, number = self.mixture.assign(places)
+        batch = np.empty((batch_size, self.sequence_length + 1), np.int32)
+        for index in np.unique(domain_of):
+            name = self.mixture.domains[index]
+            rows = np.flatnonzero(domain_of == index)
+            epoch, inside = np.divmod(number[rows], self.windows(name))
+            starts = np.array(
+                [
+                    shuffled_order(self.windows(name), seed=self.config.shuffle_seed, domain=name, epoch=int(e))[i]
+                    for e, i in zip(epoch, inside, strict=True)
+                ]
+            )
+            batch[rows] = self.training_tokens(name)[
+                starts[:, None] * self.sequence_length + np.arange(self.sequence_length + 1)
+            ]
+        return batch
+
+    def windows(self, domain: str) -> int:
+        """Training windows of one domain in one epoch."""
+        return self.manifest["domains"][self._known(domain)]["train"]["windows"]
+
+    def training_tokens(self, domain: str) -> np.ndarray:
+        """The memory-mapped training stream of one domain (uint16 or uint32), end-of-document tokens included."""
+        return _stream(self.folder / "train" / f"{self._known(domain)}.bin", self.manifest["dtype"])
+
+    def epochs(self, step: int, batch_size: int) -> dict[str, float]:
+        """How often each domain has been read through before `step`."""
+        return {name: n / self.windows(name) for name, n in self.mixture.counts(step * batch_size).items()}
+
+    def validation(self, domain: str, *, max_bytes: int | None = None) -> Validation:
+        """The held-out documents of one domain.
+
+        Args:
+            domain: its name.
+            max_bytes: documents are taken in order (one without meaning, see `corpus`) as long as their UTF-8 bytes do
+                not exceed this; at least one is taken. `None`: all.
+        """
+        path = self.folder / "documents" / self._known(domain) / "validation.jsonl.gz"
+        texts = [record["text"] for record in corpus.read_dolma(path)]
+        sizes = [len(text.encode()) for text in texts]
+        taken = len(sizes)
+        if max_bytes is not None:
+            taken = max(1, int(np.searchsorted(np.cumsum(sizes), max_bytes, side="right")))
+        stream = _stream(self.folder / "validation" / f"{domain}.bin", self.manifest["dtype"])
+        ends = np.flatnonzero(stream == self.end_of_document)  # the first stands before the first document
+        tokens = np.asarray(stream[: ends[taken] + 1], np.int32)
+        targets, length = len(tokens) - 1, self.sequence_length
+        n = -(-targets // length)
+        padded = np.full(n * length + 1, self.end_of_document, np.int32)
+        padded[: len(tokens)] = tokens
+        windows = padded[np.arange(n)[:, None] * length + np.arange(length + 1)]
+        return Validation(windows, targets, texts[:taken], sizes[:taken])
+
+    def _known(self, domain: str) -> str:
+        if domain not in self.config.domains:
+            raise DataError(f"{self.folder}: no domain '{domain}'{nearest(domain, self.config.domains)}")
+        return domain
+
+
+def open_dataset(folder: Path) -> Dataset:
+    """Open a prepared folder after checking every file against the manifest.
+
+    Raises:
+        DataError: naming the file that is missing, extra or changed.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    if manifest.get("format") != FORMAT:
+        raise DataError(f"{folder / MANIFEST}: not of format {FORMAT}; delete {folder} and prepare the data again")
+    verify_files(folder, manifest)
+    try:
+        config = build(DataConfig, manifest["config"], path="data")
+    except ConfigError as error:
+        raise DataError(f"{folder / MANIFEST}: of another version of dsv3lab ({error}); prepare the data again") from None
+    loaded = tokenizer.load_tokenizer(folder / "tokenizer.json")
+    mixture = make_mixture({name: domain.weight for name, domain in config.domains.items()})
+    return Dataset(folder, config, manifest, loaded, tokenizer.token_bytes(loaded), mixture)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a prepared folder.
+
+    Raises:
+        DataError: if it is missing or is not a JSON object.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); prepare the data first") from None
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON ({error}); delete {folder} and prepare the data again") from None
+    if not isinstance(manifest, dict):
+        raise DataError(f"{path}: not a manifest; delete {folder} and prepare the data again")
+    return manifest
+
+
+def verify_files(folder: Path, manifest: dict[str, Any]) -> None:
+    """Compare every file below `folder` with the manifest's SHA-256.
+
+    Raises:
+        DataError: naming the file that is missing, extra or changed.
+    """
+    advice = f"delete {folder} and prepare the data again"
+    present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
+    for name, expected in manifest["files"].items():
+        if name not in present:
+            raise DataError(f"{folder / name}: missing, but {MANIFEST} lists it; {advice}")
+        if file_sha256(folder / name) != expected:
+            raise DataError(f"{folder / name}: changed since it was prepared (SHA-256 differs from {MANIFEST}); {advice}")
+    extra = sorted(present - set(manifest["files"]))
+    if extra:
+        raise DataError(f"{folder / extra[0]}: not listed in {MANIFEST}; {advice}")
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@functools.lru_cache(maxsize=64)
+def _stream(path: Path, dtype: str) -> np.ndarray:
+    return np.memmap(path, dtype=np.dtype(dtype), mode="r")

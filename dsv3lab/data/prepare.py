@@ -1,0 +1,198 @@
+"""From installed packages to a prepared folder: corpus, tokenizer, streams of tokens, manifest."""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from dsv3lab.config import DataConfig, digest, plain, runs_dir
+from dsv3lab.data import corpus, digests, sources, tokenizer
+from dsv3lab.data.dataset import FORMAT, MANIFEST, Dataset, file_sha256, open_dataset, read_manifest
+from dsv3lab.data.mixing import make_mixture
+from dsv3lab.data.sources import DataError, Document
+
+Progress = Callable[[str], None]
+
+
+def prepare(config: DataConfig, root: Path | None = None, *, progress: Progress = print) -> Dataset:
+    """Prepare the dataset of `config` below `root`, or open it if it is there.
+
+    The folder `<name>-<digest>` appears in one rename when it is complete. A lock makes a second process wait for the
+    first and then use its result; the lock of a killed process is free, and what it left is removed.
+
+    Args:
+        config: what to prepare.
+        root: where datasets are kept; by default `data` in the folder of all outputs.
+        progress: receives one line for each step, with the seconds since the start.
+
+    Raises:
+        ConfigError: for weights or families that cannot be used.
+        DataError: for a package that is missing or damaged, or a prepared folder that was changed.
+    """
+    root = runs_dir() / "data" if root is None else Path(root)
+    root.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+
+    def say(text: str) -> None:
+        progress(f"data {time.monotonic() - started:6.1f} s  {text}")
+
+    corpus.check_packages(config)
+    make_mixture({name: domain.weight for name, domain in config.domains.items()})  # refuse bad weights at once
+    key = _fingerprint(config)
+    with _lock(root / f".{config.name}.lock", say):
+        folder = _find(config, key, root)
+        if folder is None:
+            for left in root.glob(f".{config.name}.*.tmp"):
+                shutil.rmtree(left)
+            folder = _build(config, key, root, say)
+        dataset = open_dataset(folder)
+    say(f"{folder.name} ready; {dataset.manifest['corpus']['message']}")
+    return dataset
+
+
+def _build(config: DataConfig, key: str, root: Path, say: Progress) -> Path:
+    say(f"reading {len(digests.versions(config))} packages")
+    collected = corpus.collect(config)
+    for name, split in collected.documents.items():
+        say(f"{name}: " + ", ".join(f"{part} {_size(split[part])}" for part in corpus.SPLITS))
+    corpus_digest = collected.digest()
+    status = digests.compare(config, corpus_digest)
+    temporary = root / f".{config.name}.{uuid.uuid4().hex[:8]}.tmp"
+    temporary.mkdir()
+    for name, split in collected.documents.items():
+        for part in corpus.SPLITS:
+            corpus.write_dolma(temporary / "documents" / name / f"{part}.jsonl.gz", split[part], domain=name)
+    say("documents written; training the tokenizer")
+    trained = tokenizer.train_tokenizer(_sample(config, collected), vocab_size=config.tokenizer.vocab_size)
+    trained.save(str(temporary / "tokenizer.json"))
+    say(f"tokenizer of {trained.get_vocab_size()} entries; encoding")
+    dtype = "uint16" if trained.get_vocab_size() <= 2**16 else "uint32"
+    domains = {
+        name: {
+            part: _encode(trained, split[part], temporary / part / f"{name}.bin", dtype, config.sequence_length)
+            for part in corpus.SPLITS
+        }
+        | {"left_out": collected.left_out[name]}
+        for name, split in collected.documents.items()
+    }
+    _require_windows(domains, config)
+    manifest = {
+        "format": FORMAT,
+        "digest": digest(
+            {
+                "format": FORMAT,
+                "config": plain(config),
+                "corpus": corpus_digest,
+                "tokenizer": file_sha256(temporary / "tokenizer.json"),
+            }
+        ),
+        "fingerprint": key,
+        "config": plain(config),
+        "dtype": dtype,
+        "vocab_size": trained.get_vocab_size(),
+        "corpus": {
+            "digest": corpus_digest,
+            "python": digests.python_version(),
+            "status": status.status,
+            "message": status.message,
+            "versions": digests.versions(config),
+        },
+        "domains": domains,
+        "files": {
+            path.relative_to(temporary).as_posix(): file_sha256(path)
+            for path in sorted(temporary.rglob("*"))
+            if path.is_file()
+        },
+    }
+    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    folder = root / f"{config.name}-{manifest['digest'][:12]}"
+    if folder.exists():  # the same content from other files: an older preparation whose sources were reinstalled
+        shutil.rmtree(folder)
+    os.rename(temporary, folder)
+    return folder
+
+
+def _encode(trained: Tokenizer, items: list[Document], path: Path, dtype: str, length: int) -> dict[str, int]:
+    """Write one stream of tokens; the counts of its documents, bytes, tokens and windows.
+
+    Raises:
+        DataError: if the tokens do not stand for exactly the bytes of the documents.
+    """
+    end = np.array([trained.token_to_id(tokenizer.END_OF_DOCUMENT)], dtype)
+    width = np.array([len(value) for value in tokenizer.token_bytes(trained)])
+    texts = [item.text for item in items]
+    path.parent.mkdir(exist_ok=True)
+    total, n_bytes = 1, 0
+    with path.open("wb") as file:
+        file.write(end.tobytes())
+        for text, tokens in zip(texts, tokenizer.encode_documents(trained, texts), strict=True):
+            size = len(text.encode())
+            if int(width[tokens].sum()) != size:
+                raise DataError(f"{path.stem}: the tokens of a document do not stand for its {size} bytes")
+            file.write(tokens.astype(dtype).tobytes() + end.tobytes())
+            total, n_bytes = total + len(tokens) + 1, n_bytes + size
+    return {"documents": len(items), "bytes": n_bytes, "tokens": total, "windows": (total - 1) // length}
+
+
+def _sample(config: DataConfig, collected: corpus.Corpus) -> Iterator[str]:
+    """Training texts for the merges: `train_bytes` in all, from each domain its weight's share."""
+    total = sum(domain.weight for domain in config.domains.values())
+    for name, domain in config.domains.items():
+        left = config.tokenizer.train_bytes * domain.weight / total
+        for item in collected.documents[name]["train"]:
+            if left <= 0:
+                break
+            left -= len(item.text.encode())
+            yield item.text
+
+
+def _require_windows(domains: dict[str, Any], config: DataConfig) -> None:
+    for name, counts in domains.items():
+        if counts["train"]["windows"] == 0:
+            raise DataError(
+                f"data.domains.{name}: {counts['train']['tokens']} training tokens are less than one window of "
+                f"{config.sequence_length + 1}; list more packages or shorten data.sequence_length"
+            )
+
+
+def _fingerprint(config: DataConfig) -> str:
+    """What the prepared folder depends on, found without reading a text: the configuration, and the recorded hashes of
+    the files that would be read."""
+    read = {
+        f"{name}/{package}": sources.fingerprint(domain.kind, package)
+        for name, domain in config.domains.items()
+        for package in domain.packages
+    }
+    return digest({"format": FORMAT, "config": plain(config), "python": digests.python_version(), "files": read})
+
+
+def _find(config: DataConfig, key: str, root: Path) -> Path | None:
+    for folder in sorted(root.glob(f"{config.name}-{'[0-9a-f]' * 12}")):
+        manifest = read_manifest(folder)
+        if manifest.get("format") == FORMAT and manifest.get("fingerprint") == key:
+            return folder
+    return None
+
+
+@contextlib.contextmanager
+def _lock(path: Path, say: Progress) -> Iterator[None]:
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"another process prepares {path.name[1:].removesuffix('.lock')}; waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield  # closing the file frees the lock, as does the death of the process
+
+
+def _size(items: list[Document]) -> str:
+    return f"{len(items)} documents, {sum(len(item.text.encode()) for item in items) / 1e6:.2f} MB"
