@@ -3,6 +3,12 @@
 from dsv3lab.train.checkpoint import CheckpointError as CheckpointError
 from dsv3lab.train.checkpoint import export_final as export_final
 from dsv3lab.train.checkpoint import load_model as load_model
+from dsv3lab.train.difference import differing_elements as differing_elements
+from dsv3lab.train.difference import gradient_bytes as gradient_bytes
+from dsv3lab.train.difference import largest_relative_difference as largest_relative_difference
+from dsv3lab.train.faults import reached as reached
+from dsv3lab.train.faults import run as run
+from dsv3lab.train.faults import saving as saving
 from dsv3lab.train.loop import FitResult as FitResult
 from dsv3lab.train.loop import Preempted as Preempted
 from dsv3lab.train.loop import execution_of as execution_of
@@ -16,4 +22,8 @@ from dsv3lab.train.step import TrainState as TrainState
 from dsv3lab.train.step import apply as apply
 from dsv3lab.train.step import bias_update as bias_update
 from dsv3lab.train.step import gradients as gradients
+from dsv3lab.train.step import observed_step as observed_step
 from dsv3lab.train.step import train_step as train_step
+from dsv3lab.train.study import History as History
+from dsv3lab.train.study import Variant as Variant
+from dsv3lab.train.study import compare as compare

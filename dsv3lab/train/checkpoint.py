@@ -29,7 +29,8 @@ T = TypeVar("T")
 MANIFEST = "manifest.json"
 META = "meta.json"
 _PREFIX = "step_"
-_DEBRIS = ".unfinished-"
+DEBRIS = ".unfinished-"
+"""How the name of a checkpoint begins that is not whole: being written, or being deleted."""
 
 
 class CheckpointError(RuntimeError):
@@ -53,7 +54,7 @@ def save(directory: Path, state: TrainState, *, identity: Mapping[str, Any], kee
         _write(target, {"model": state.model, "optimizer": state.opt_state}, step=int(state.step), identity=identity)
     for old in steps(directory)[:-keep]:
         # Renamed first: a kill in the middle of the deletion must not leave half a checkpoint that looks whole.
-        gone = directory / f"{_DEBRIS}{old:08d}"
+        gone = directory / f"{DEBRIS}{old:08d}"
         os.replace(directory / f"{_PREFIX}{old:08d}", gone)
         shutil.rmtree(gone)
     return target
@@ -72,7 +73,7 @@ def steps(directory: Path) -> list[int]:
 
 def clean(directory: Path) -> None:
     """Remove what a killed process left behind: unfinished writes and half deleted checkpoints."""
-    for debris in directory.glob(f"{_DEBRIS}*"):
+    for debris in directory.glob(f"{DEBRIS}*"):
         shutil.rmtree(debris)
 
 
@@ -155,7 +156,7 @@ def verify(folder: Path) -> str:
 def _write(target: Path, trees: Mapping[str, Any], *, step: int, identity: Mapping[str, Any]) -> None:
     """Write trees, meta and manifest beside `target`, flush them to the disk, and move them into place."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f"{_DEBRIS}{target.name}"
+    temporary = target.parent / f"{DEBRIS}{target.name}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     for name, tree in trees.items():
@@ -170,7 +171,7 @@ def _write(target: Path, trees: Mapping[str, Any], *, step: int, identity: Mappi
     for path in (*_files(temporary), *(p for p in temporary.rglob("*") if p.is_dir()), temporary):
         _flush(path)
     if target.exists():  # an export that is made anew; checkpoints are never overwritten
-        gone = target.parent / f"{_DEBRIS}old-{target.name}"
+        gone = target.parent / f"{DEBRIS}old-{target.name}"
         shutil.rmtree(gone, ignore_errors=True)
         os.replace(target, gone)
         os.replace(temporary, target)

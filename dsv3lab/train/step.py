@@ -139,9 +139,27 @@ def train_step(
         sum_data: sum of integer loads over the data-parallel devices (`jax.lax.psum`).
         mean_data: mean of gradients and losses over the data-parallel devices (`jax.lax.pmean`).
     """
+    options: Any = {"config": config, "sequence_length": sequence_length, "execution": execution}
+    state, step_metrics = observed_step(state, windows, **options, sum_data=sum_data, mean_data=mean_data)
+    del step_metrics["grads"]
+    return state, step_metrics
+
+
+def observed_step(
+    state: TrainState,
+    windows: Int[Array, "batch seq_plus_one"],
+    *,
+    config: TrainConfig,
+    sequence_length: int,
+    execution: Execution = LOCAL,
+    sum_data: Callable[[Any], Any] = _same,
+    mean_data: Callable[[Any], Any] = _same,
+) -> tuple[TrainState, dict[str, Any]]:
+    """`train_step` that lets the mean gradient of the whole batch out too, as `grads` among the metrics."""
     grads, parts = gradients(state.model, windows, config=config, execution=execution)
     loads = sum_data(parts.loads)
     means = mean_data((grads, parts.total, parts.main, parts.mtp, parts.balance))
     grads, total, main, mtp, balance = means
     parts = losses.Losses(total=total, main=main, mtp=mtp, balance=balance, loads=loads)
-    return apply(state, grads, parts, config=config, sequence_length=sequence_length)
+    state, step_metrics = apply(state, grads, parts, config=config, sequence_length=sequence_length)
+    return state, {**step_metrics, "grads": grads}

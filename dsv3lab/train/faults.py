@@ -1,0 +1,75 @@
+"""Training in a process of its own that gets killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from dsv3lab.config import RunConfig, plain
+from dsv3lab.train.checkpoint import DEBRIS
+
+
+def reached(step: int) -> Callable[[Path], bool]:
+    """A condition for `run`: the training in this folder has reported `step`."""
+
+    def holds(directory: Path) -> bool:
+        path = directory / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return any(json.loads(line)["step"] >= step for line in lines if line.endswith("}"))
+
+    return holds
+
+
+def saving(step: int) -> Callable[[Path], bool]:
+    """A condition for `run`: the checkpoint of `step` is being written and not yet whole."""
+    return lambda directory: any(directory.glob(f"{DEBRIS}*{step:08d}"))
+
+
+def run(
+    config: RunConfig,
+    data: Path,
+    directory: Path,
+    *,
+    stop_after: int,
+    kill_when: Callable[[Path], bool] | None = None,
+    limit_s: float = 600.0,
+) -> int:
+    """Train in a child process, `python -m dsv3lab.train`, and kill it with SIGKILL as soon as `kill_when` holds.
+
+    Args:
+        config: the whole run.
+        data: folder of the prepared dataset.
+        directory: folder of the checkpoints and of the child's log, `train.log`.
+        stop_after: steps of the run after which the child saves and ends.
+        kill_when: looks at `directory`; None lets the child end by itself.
+        limit_s: seconds after which the child is killed whatever it does.
+
+    Returns:
+        the child's exit status; -9 if it was killed.
+
+    Raises:
+        TimeoutError: if the child did not end within `limit_s`.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / "config.yaml"
+    path.write_text(yaml.safe_dump(plain(config)))
+    arguments = ["--config", str(path), "--data", str(data), "--directory", str(directory)]
+    command = [sys.executable, "-m", "dsv3lab.train", *arguments, "--stop-after", str(stop_after)]
+    deadline = time.monotonic() + limit_s
+    with (directory / "train.log").open("a") as log:
+        child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        while child.poll() is None:
+            late = time.monotonic() > deadline
+            if late or (kill_when is not None and kill_when(directory)):
+                os.kill(child.pid, signal.SIGKILL)
+                child.wait()
+                if late:
+                    raise TimeoutError(f"{directory / 'train.log'}: the training did not end within {limit_s:g} s")
+            time.sleep(0.002)
+    return child.returncode
