@@ -1,6 +1,7 @@
 """Stages, gates, records, promotions and the runner: what makes notebooks evidence. Never imports JAX."""
 
-from dsv3lab.workbook.compose import compose as compose
+from dsv3lab.workbook.clearance import last_values as last_values
+from dsv3lab.workbook.clearance import launch_record as launch_record
 from dsv3lab.workbook.gates import Device as Device
 from dsv3lab.workbook.gates import GateResult as GateResult
 from dsv3lab.workbook.gates import Point as Point
