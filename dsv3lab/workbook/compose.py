@@ -48,7 +48,6 @@ def load(path: Path) -> RunConfig:
 def _resolve(overrides: list[str], *, phase: int | None, conf: Path) -> dict[str, Any]:
     # Imported here: Hydra takes a third of a second, and most verbs of the command line do without it.
     from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.singleton import Singleton
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -58,14 +57,16 @@ def _resolve(overrides: list[str], *, phase: int | None, conf: Path) -> dict[str
             if override.key_or_group in ("phase", "gates"):
                 raise ConfigError(f"'{override.input_line}': this pipeline runs phase {phase}; leave the override out")
         overrides = [*overrides, f"phase=phase{phase}", f"gates@phase.gates=phase{phase}"]
-    before = Singleton.get_state()  # whoever else uses Hydra in this process gets its instance back
+    before = GlobalHydra.instance().hydra  # whoever else uses Hydra in this process gets it back
     try:
         GlobalHydra.instance().clear()
         return _compose(overrides, conf)
-    except (HydraException, OmegaConfBaseException) as error:
+    except ConfigError:
+        raise
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: `model=nan` is read as a float
         raise ConfigError(_explain(error, parsed, overrides, conf)) from None
     finally:
-        Singleton.set_state(before)
+        GlobalHydra.instance().hydra = before
 
 
 def _parse(overrides: list[str]) -> list[Any]:
@@ -107,10 +108,10 @@ def _explain(error: Exception, parsed: list[Any], overrides: list[str], conf: Pa
     for override in parsed:
         group = conf / override.key_or_group
         if group.is_dir() and not override.is_delete():
-            value = override.value()
+            value = str(override.input_line).partition("=")[2].strip("\"'")
             options = [path.stem for path in group.glob("*.yaml")]
             if value not in options:
-                return f"'{override.input_line}': no {value!r} in {group.name}{nearest(str(value), options)}"
+                return f"'{override.input_line}': no '{value}' in {group.name}{nearest(value, options)}"
     groups = [override.input_line for override in parsed if (conf / override.key_or_group).is_dir()]
     try:
         known: Any = _compose([*groups, *overrides[len(parsed) :]], conf)

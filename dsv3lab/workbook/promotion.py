@@ -130,7 +130,7 @@ def check_chain(runs: Path) -> tuple[list[Promotion], list[str]]:
         return [], []
     try:
         expected = read_json(head)
-        count, last = expected["count"], expected["sha256"]
+        count, last = int(expected["count"]), str(expected["sha256"])
     except (ValueError, KeyError, TypeError) as error:
         reason = str(error) if str(head) in str(error) else f"{head}: not a head of the chain"
         return promotions, [*problems, reason]
@@ -139,12 +139,13 @@ def check_chain(runs: Path) -> tuple[list[Promotion], list[str]]:
         problems.append(f"{head}: not in the form it was written in")
     if len(lines) < count:
         problems.append(f"{chain}: has {len(lines)} lines, {head.name} says {count}: promotions were cut from its end")
+        problems.append(f"{head}: says {count} promotions, {chain.name} has {len(lines)}")
     elif len(lines) > count:
-        problems.append(
-            f"{chain}: has {len(lines)} lines, {head.name} says {count}: an interrupted or an added promotion"
-        )
+        problems.append(f"{chain}: has {len(lines)} lines, {head.name} says {count}: interrupted, or added by hand")
+        problems.append(f"{head}: says {count} promotions, {chain.name} has {len(lines)}")
     elif (sha256_text(lines[-1]) if lines else START) != last:
         problems.append(f"{chain}: the last line is not the one that {head.name} names")
+        problems.append(f"{head}: does not name the last line of {chain.name}")
     return promotions, problems
 
 
@@ -186,8 +187,9 @@ def find_stage(name: str, profile: ProfileConfig, runs: Path) -> Path:
     Raises:
         UpstreamError: if there is none.
     """
-    phase, stage = name.split("/", 1)
-    folder, record = _newest(_phase_of(name), profile, runs)
+    number = _phase_of(name)
+    phase, _, stage = name.partition("/")
+    folder, record = _newest(number, profile, runs)
     if stage not in {outcome.name for outcome in record.stages if outcome.finished}:
         raise UpstreamError(f"{folder}: the record has no finished stage '{stage}'; {_command(phase, profile)}")
     return folder / stage

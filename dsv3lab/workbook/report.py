@@ -19,7 +19,8 @@ NAME = "report.html"
 _STYLE = """
 :root{--ink:#1a1a1a;--soft:#5c5c5c;--line:#d8d8d8;--paper:#fff;--good:#00694d;--bad:#b03a00;--mid:#7a5200}
 *{box-sizing:border-box}
-body{margin:0 auto;padding:1.2rem;max-width:60rem;font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper)}
+body{margin:0 auto;padding:1.2rem;max-width:60rem;font:16px/1.5 system-ui,sans-serif;color:var(--ink);
+ background:var(--paper)}
 h1{font-size:1.6rem;line-height:1.2;margin:.2em 0}
 h2{font-size:1.2rem;margin:2em 0 .5em;border-bottom:1px solid var(--line)}
 h3{font-size:1rem;margin:1.4em 0 .3em}
@@ -38,10 +39,14 @@ details{margin:.6em 0}summary{cursor:pointer}
 @media (max-width:44rem){
  table.gates thead{position:absolute;left:-9999px}
  table.gates tr{display:block;border-bottom:2px solid var(--line);padding:.4em 0}
- table.gates td{display:flex;justify-content:space-between;gap:1em;border:0;padding:.15em 0;text-align:right;white-space:normal}
+ table.gates td{display:flex;justify-content:space-between;gap:1em;border:0;padding:.15em 0;text-align:right;
+  white-space:normal}
  table.gates td::before{content:attr(data-label);color:var(--soft);text-align:left;flex:0 0 6em}
 }
-@media print{body{font-size:10pt;max-width:none;padding:0}details>*{display:block}a{color:inherit}tr{break-inside:avoid}}
+@media print{
+ body{font-size:10pt;max-width:none;padding:0}a{color:inherit}tr{break-inside:avoid}
+ details::details-content{content-visibility:visible;block-size:auto}
+}
 """
 
 
@@ -203,7 +208,8 @@ def _is_number(value: Any) -> bool:
 
 def _picture(content: bytes, title: str) -> str:
     data = base64.b64encode(content).decode()
-    return f"<figure><img alt='{_e(title)}' src='data:image/png;base64,{data}'><figcaption>{_e(title)}</figcaption></figure>"
+    image = f"<img alt='{_e(title)}' src='data:image/png;base64,{data}'>"
+    return f"<figure>{image}<figcaption>{_e(title)}</figcaption></figure>"
 
 
 def _environment(record: PhaseRecord) -> str:

@@ -43,6 +43,20 @@ class Verification:
 
 
 def verify(runs: Path) -> Verification:
+    """Both verdicts over a runs folder."""
+    found = check_integrity(runs)
+    newest = {(line.phase, line.profile): line for line in promotion.check_chain(runs)[0]}
+    for line in newest.values():
+        try:
+            changed = promotion.staleness(record.read((runs / line.record).parent))
+        except RecordError:
+            continue  # integrity names it
+        if changed:
+            found.stale[f"{line.phase} ({line.profile})"] = changed
+    return found
+
+
+def check_integrity(runs: Path) -> Verification:
     """Check the chain of promotions, every record below `runs` and the inputs that records name."""
     found = Verification()
     chain, problems = promotion.check_chain(runs)
@@ -55,13 +69,6 @@ def verify(runs: Path) -> Verification:
         _check_folder(folder, promoted.get(f"{folder.relative_to(runs).as_posix()}/{record.NAME}"), runs, found, inputs)
     for folder in sorted(path for path in runs.glob("phase*/*") if path.is_dir() and path not in folders):
         found.unfinished.append(str(folder))
-    for line in {(line.phase, line.profile): line for line in chain}.values():  # the newest of each
-        try:
-            changed = promotion.staleness(record.read((runs / line.record).parent))
-        except RecordError:
-            continue  # named above
-        if changed:
-            found.stale[f"{line.phase} ({line.profile})"] = changed
     return found
 
 

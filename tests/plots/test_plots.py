@@ -1,0 +1,88 @@
+"""Every figure renders from plain data, in one style, without touching the notebook's settings."""
+
+import struct
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from dsv3lab import plots
+
+
+def size(content: bytes) -> tuple[int, int]:
+    """Width and height of a PNG, from its header."""
+    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", content[16:24])
+    return width, height
+
+
+FIGURES: dict[str, Figure] = {
+    "lines": plots.lines(
+        {"a": ([0, 1, 2], [3.0, 2.0, 1.0]), "b": ([0], [2.0])}, title="t", x="x", y="y", references={"bigram": 2.5}
+    ),
+    "log": plots.lines({"a": ([1, 2], [1.0, 1e-6])}, title="t", x="x", y="y", log_y=True),
+    "loss": plots.loss({"training": ([0, 10, 20], [7.0, float("nan"), 5.0]), "validation": ([20], [5.5])}),
+    "heat": plots.heat(np.ones((5, 8)), steps=[0, 10, 20, 30, 40], title="t"),
+    "heat_once": plots.heat([[1.0, 2.0]], steps=[3], title="t"),
+    "bars": plots.bars({"ours": 1.8}, title="t", unit="bits per byte", references={"gzip": 2.3}, better="lower"),
+    "matrix": plots.matrix(
+        np.eye(4), title="t", x="token", y="loss", unit="change", ticks=(list("abcd"), list("efgh"))
+    ),
+    "wide": plots.matrix([[1.0, np.nan, 3.0]], title="t", x="x", y="y", unit="u"),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_it_renders(name: str) -> None:
+    width, height = size(plots.png(FIGURES[name]))
+    assert 400 <= width <= 900 and 100 <= height <= 700
+
+
+def test_the_same_data_give_the_same_picture() -> None:
+    def make() -> bytes:
+        return plots.png(plots.bars({"a": 1.0}, title="t", unit="u"))
+
+    assert make() == make()
+
+
+def test_the_notebooks_settings_stay() -> None:
+    before = dict(mpl.rcParams)
+    plots.bars({"a": 1.0}, title="t", unit="u")
+    assert dict(mpl.rcParams) == before
+
+
+def test_bars_show_their_numbers() -> None:
+    (axes,) = plots.bars({"ours": 1.776}, title="t", unit="u", references={"gzip": 2.27}).axes
+    assert {text.get_text() for text in axes.texts} == {"1.776", "2.27"}
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["ours", "gzip"]
+
+
+def test_loss_leaves_gaps_where_nothing_is_finite() -> None:
+    (axes,) = plots.loss({"training": ([0, 1, 2], [1.0, float("inf"), 2.0])}).axes
+    drawn: Any = axes.lines[0].get_ydata()
+    assert np.isnan(drawn[1]) and drawn[2] == 2.0
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: plots.lines({"a": ([1], [1.0, 2.0])}, title="t", x="x", y="y"),
+        lambda: plots.heat(np.ones((2, 3)), steps=[1], title="t"),
+        lambda: plots.matrix(np.ones(3), title="t", x="x", y="y", unit="u"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_named(make: Any) -> None:
+    with pytest.raises(ValueError, match="series 'a'|loads|values"):
+        make()
+
+
+def test_neighbouring_colours_differ_in_lightness() -> None:
+    def lightness(colour: str) -> float:
+        red, green, blue = to_rgb(colour)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    values = [lightness(colour) for colour in plots.COLOURS]
+    assert len(set(plots.COLOURS)) == len(plots.COLOURS) and max(values) < 0.75

@@ -1,0 +1,114 @@
+"""Configurations, points and finished run folders for the tests of the workbook."""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+from dsv3lab.config import RunConfig, digest
+from dsv3lab.workbook import compose, files, gates, promotion, record
+from dsv3lab.workbook.gates import Device, GateResult
+from dsv3lab.workbook.record import PhaseRecord, StageOutcome, Upstream
+
+CPU = Device(kind="cpu", count=8)
+
+GATE: dict[str, Any] = {
+    "stage": "train",
+    "title": "A gate",
+    "role": "loss",
+    "kind": "quality",
+    "metric": "eval/loss",
+    "aggregate": "last",
+    "op": "<=",
+    "threshold": 2.0,
+    "unit": "nats per token",
+    "severity": "block",
+    "requires": {"device": "any", "count": 1},
+    "source": {"type": "theory", "ref": "test", "date": "2026-11-22"},
+    "rationale": "because",
+}
+
+
+@functools.cache
+def configuration(phase: int, *overrides: str) -> tuple[RunConfig, dict[str, Any]]:
+    """The real configuration of a phase."""
+    return compose.compose(overrides, phase=phase)
+
+
+def points(*values: Any, name: str = "eval/loss") -> list[gates.Point]:
+    """Points of one metric, as they come from a file."""
+    return [gates.Point(name=name, value=value, step=step, time="") for step, value in enumerate(values)]
+
+
+def passing(config: RunConfig, stage: str) -> list[GateResult]:
+    """Passing results for the gates of a stage: each observed at its threshold or just on its good side."""
+    results = []
+    for gate_id, gate in gates.stage_gates(config.phase.gates, stage).items():
+        shift = {"<": -0.5, ">": 0.5}.get(gate.op, 0.0)
+        written = points(gate.threshold + shift, name=gate.metric)
+        results.append(gates.evaluate(gate, gate_id, points=written, executed=True, device=CPU))
+    assert all(result.status == "pass" for result in results)
+    return results
+
+
+def dataset(runs: Path) -> Path:
+    """A prepared data folder with a manifest, as the data room leaves it."""
+    folder = runs / "data" / "tiny-0123456789ab"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "train.bin").write_bytes(b"\x01\x02\x03\x04" * 8)
+    (folder / "validation.bin").write_bytes(b"\x05\x06" * 8)
+    listed = files.hash_folder(folder, leave_out=frozenset({"manifest.json"}))
+    (folder / "manifest.json").write_text(json.dumps({"files": listed, "digest": "d"}))
+    return folder
+
+
+def execution(
+    runs: Path, config: RunConfig, resolved: dict[str, Any], *, upstream: Upstream | None = None, promote: bool = True
+) -> tuple[Path, PhaseRecord]:
+    """A finished, passing execution of a phase, promoted unless told otherwise."""
+    folder = runs / config.phase.name / files.new_name()
+    folder.mkdir(parents=True)
+    (folder / "config.resolved.yaml").write_text(compose.dump(resolved))
+    (folder / "report.html").write_text("<html></html>")
+    shards = dataset(runs)
+    outcomes = []
+    for name in config.phase.stages:
+        home = folder / name
+        (home / "checkpoint").mkdir(parents=True)
+        (home / "stage.json").write_text(json.dumps({"stage": f"{config.phase.name}/{name}", "figures": []}))
+        (home / "metrics.jsonl").write_text('{"time":"t","step":1,"metrics":{"train/loss":2.0}}\n')
+        (home / "checkpoint" / "weights.bin").write_bytes(b"weights of " + name.encode())
+        uses = {
+            "data": {
+                "folder": files.relative(shards, runs),
+                "digest": "d",
+                "manifest_sha256": files.sha256_file(shards / "manifest.json"),
+            }
+        }
+        outcomes.append(
+            StageOutcome(
+                name=name,
+                status="ok",
+                seconds=1.5,
+                results=tuple(passing(config, name)),
+                device=CPU,
+                inputs={"needs": {}, "uses": uses},
+            )
+        )
+    start, end = "2026-11-22T10:00:00.000000Z", "2026-11-22T10:01:00.000000Z"
+    written = record.write_phase(
+        folder, config=config, resolved=resolved, stages=outcomes, upstream=upstream, started=start, ended=end
+    )
+    assert digest(config) == written.config_sha256
+    if promote:
+        promotion.promote(folder, written, runs)
+    return folder, written
+
+
+def two_phases(runs: Path) -> list[Path]:
+    """Phase 1 and phase 2 promoted, the second upon the first; their folders."""
+    first, first_resolved = configuration(1)
+    second, second_resolved = configuration(2)
+    one, _ = execution(runs, first, first_resolved)
+    two, _ = execution(runs, second, second_resolved, upstream=promotion.upstream(second, runs))
+    return [one, two]

@@ -1,0 +1,77 @@
+"""Composition: real groups, one sentence for each mistake, and no state left behind."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from dsv3lab.config import CONF, ConfigError
+from dsv3lab.workbook import compose
+from tests.workbook import samples
+
+
+def test_phase_sets_stages_and_gates() -> None:
+    for phase in (1, 2, 3, 4):
+        config, resolved = samples.configuration(phase)
+        assert config.phase.number == phase == resolved["phase"]["number"]
+        assert config.phase.gates
+
+
+def test_overrides_win_and_can_be_repeated() -> None:
+    first, _ = samples.configuration(2, "train.tokens=4096", "profile=ci")
+    second, _ = samples.configuration(2)
+    assert (first.train.tokens, first.profile.name, first.profile.promotes) == (4096, "ci", False)
+    assert second.train.tokens != 4096 and second.profile.name == "default"
+
+
+def test_dump_and_load_are_inverse(tmp_path: Path) -> None:
+    config, resolved = samples.configuration(2, "train.optimizer.eps=1e-9")
+    path = tmp_path / "config.resolved.yaml"
+    path.write_text(compose.dump(resolved))
+    assert compose.load(path) == config
+    assert yaml.safe_load(path.read_text()) == resolved
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.tokenz=5", ["train.tokenz", "did you mean 'tokens'"]),
+        ("model=nan", ["'model=nan'", "did you mean 'nano'"]),
+        ("modell=nano", ["modell", "did you mean 'model'"]),
+        ("model.hidden_size.x=1", ["model.hidden_size", "is a value"]),
+        ("+train.surprise=1", ["train.surprise", "unknown key"]),
+        ("~train.seed", ["train.seed", "missing key"]),
+        ("train.tokens=many", ["train.tokens", "expected int"]),
+        ("train.tokens=-1", ["train.tokens", "below the smallest"]),
+        ("train.seed=1,2", ["train.seed=1,2", "sweep"]),
+        ("train.seed=[1", ["train.seed=[1", "cannot be read"]),
+        ("train.seed", ["train.seed", "cannot be read"]),
+        ("hydra.run.dir=elsewhere", ["hydra.run.dir", "no effect"]),
+        ("phase=phase3", ["phase=phase3", "leave the override out"]),
+        ("train.tokens=???", ["train.tokens"]),
+        ("train.tokens=${train.seeds}", ["train.seeds"]),
+    ],
+)
+def test_each_mistake_is_one_sentence(override: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        samples.configuration(2, override)
+    message = str(caught.value)
+    assert "\n" not in message and all(word in message for word in words), message
+
+
+def test_a_right_group_beside_a_wrong_key() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'tokens'"):
+        samples.configuration(2, "profile=ci", "train.token=5")
+
+
+def test_hydra_of_the_notebook_is_given_back() -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        mine = GlobalHydra.instance().hydra
+        compose.compose(phase=1)
+        with pytest.raises(ConfigError):
+            compose.compose(["model=nan"], phase=1)
+        assert GlobalHydra.instance().hydra is mine
+    compose.compose(phase=1)
+    assert not GlobalHydra.instance().is_initialized()

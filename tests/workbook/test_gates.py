@@ -1,0 +1,189 @@
+"""Gates fail closed: whatever is fed in, only a finite number that satisfies the comparison passes."""
+
+import json
+import math
+import operator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dsv3lab.config import ConfigError, GateConfig, build
+from dsv3lab.workbook import gates, waivers
+from dsv3lab.workbook.gates import Device
+from tests.workbook import samples
+
+OPS = {"<=": operator.le, "<": operator.lt, ">=": operator.ge, ">": operator.gt, "==": operator.eq}
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.text(max_size=5) | st.integers() | st.floats(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def gate(**changes: Any) -> GateConfig:
+    return build(GateConfig, {**samples.GATE, **changes})
+
+
+def judge(chosen: GateConfig, *values: Any, executed: bool = True, device: Device = samples.CPU) -> gates.GateResult:
+    return gates.evaluate(chosen, "g", points=samples.points(*values), executed=executed, device=device)
+
+
+@given(
+    values=st.lists(JUNK, max_size=4),
+    op=st.sampled_from(sorted(OPS)),
+    aggregate=st.sampled_from(["last", "min", "max", "median"]),
+    threshold=st.floats(allow_nan=False, allow_infinity=False),
+    executed=st.booleans(),
+)
+def test_only_finite_numbers_that_satisfy_pass(
+    values: list[Any], op: str, aggregate: str, threshold: float, executed: bool
+) -> None:
+    result = judge(gate(op=op, aggregate=aggregate, threshold=threshold), *values, executed=executed)
+    assert result.status in ("pass", "fail", "error", "missing")
+    if result.status == "pass":
+        assert executed and values
+        assert all(type(value) in (int, float) and math.isfinite(value) for value in values)
+        assert result.observed is not None and OPS[op](result.observed, threshold)
+    elif executed and values and all(type(value) is int and abs(value) < 2**53 for value in values):
+        assert result.status == "fail"
+        assert result.observed is not None and not OPS[op](result.observed, threshold)
+
+
+@given(junk=st.lists(JUNK, min_size=1, max_size=3), metric=st.sampled_from(["eval/loss", "other"]))
+def test_a_file_of_junk_never_passes_by_accident(tmp_path_factory: Any, junk: list[Any], metric: str) -> None:
+    folder = tmp_path_factory.mktemp("junk")
+    text = "".join(json.dumps({"time": "t", "step": None, "metrics": {metric: value}}) + "\n" for value in junk)
+    (folder / "metrics.jsonl").write_text(text)
+    (result,) = gates.evaluate_folder({"g": gate()}, folder, executed=True, device=samples.CPU)
+    if result.status == "pass":
+        assert metric == "eval/loss" and all(type(v) in (int, float) and math.isfinite(v) and v <= 1e308 for v in junk)
+        assert junk[-1] <= 2.0
+
+
+@pytest.mark.parametrize(("aggregate", "observed"), [("last", 1.0), ("min", 1.0), ("max", 4.0), ("median", 2.5)])
+def test_aggregates(aggregate: str, observed: float) -> None:
+    assert judge(gate(aggregate=aggregate, threshold=9.0), 4, 3, 2, 1).observed == observed
+
+
+@pytest.mark.parametrize(("op", "margin"), [("<=", 0.5), ("<", 0.5), (">=", -0.5), (">", -0.5), ("==", -0.5)])
+def test_margin_is_positive_on_the_passing_side(op: str, margin: float) -> None:
+    result = judge(gate(op=op), 1.5)
+    assert result.margin == margin and (result.status == "pass") == (margin > 0)
+
+
+def test_equal_is_exact_for_large_integers() -> None:
+    exact = gate(op="==", threshold=float(2**53))
+    assert judge(exact, 2**53).status == "pass"
+    assert judge(exact, 2**53 + 1).status == "fail"
+
+
+def test_one_value_that_is_not_finite_spoils_the_metric() -> None:
+    assert judge(gate(), math.nan, 1.0).status == "error"
+    assert judge(gate(aggregate="min"), 1.0, math.inf).status == "error"
+    assert judge(gate(), 10**400).status == "error"
+    assert "nan" in judge(gate(), math.nan).message
+
+
+def test_a_missing_metric_names_the_nearest() -> None:
+    points = samples.points(1.0, name="eval/los")
+    result = gates.evaluate(gate(), "g", points=points, executed=True, device=samples.CPU)
+    assert result.status == "missing" and "did you mean 'eval/los'" in result.message
+    assert judge(gate()).status == "missing"
+
+
+def test_a_stage_that_did_not_finish_is_never_judged() -> None:
+    result = judge(gate(), 1.0, executed=False)
+    assert result.status == "error" and result.observed is None
+
+
+@pytest.mark.parametrize("text", ['{"time":"t","step":1,"metrics":{"eval/loss":1.0}}', "{}\n", "[1]\n", "\n", "\xff"])
+def test_a_torn_or_strange_file_errs_every_gate(tmp_path: Path, text: str) -> None:
+    good = '{"time":"t","step":1,"metrics":{"eval/loss":1.0}}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(good.encode() + text.encode("latin-1"))
+    with pytest.raises(gates.MetricsError, match="metrics.jsonl"):
+        gates.read_points(tmp_path / "metrics.jsonl")
+    (result,) = gates.evaluate_folder({"g": gate()}, tmp_path, executed=True, device=samples.CPU)
+    assert result.status == "error" and "metrics.jsonl" in result.message
+
+
+def test_absent_hardware_skips_and_says_what_is_needed() -> None:
+    needs = gate(requires={"device": "gpu", "count": 8})
+    result = judge(needs, 1.0)
+    assert result.status == "skipped" and "8 x gpu" in result.message
+    assert judge(needs, 1.0, device=Device(kind="NVIDIA H100 80GB HBM3", count=8)).status == "pass"
+    assert (
+        judge(gate(requires={"device": "cpu", "count": 8}), 1.0, device=Device(kind="cpu", count=1)).status == "skipped"
+    )
+    assert judge(gate(requires={"device": "cpu", "count": 1}), 1.0, device=Device()).status == "skipped"
+
+
+def waiver(**changes: str) -> waivers.Waiver:
+    fields = {
+        "gate": "phase2/g",
+        "reason": "known noise",
+        "by": "someone",
+        "created": "2026-01-01",
+        "expires": "2999-01-01",
+        "scope": "cpu",
+    }
+    return build(waivers.Waiver, {**fields, **changes})
+
+
+def waived(*given: waivers.Waiver, value: Any = 9.0) -> gates.GateResult:
+    points = samples.points(value)
+    (result,) = gates.evaluate_stage({"g": gate()}, points, executed=True, device=samples.CPU, waivers=given)
+    return result
+
+
+def test_a_waiver_lets_a_failure_through_and_is_shown() -> None:
+    result = waived(waiver())
+    assert result.status == "waived" and "known noise" in result.waiver and "someone" in result.waiver
+    assert waived(waiver(), value=1.0).status == "pass"
+
+
+def test_a_waiver_does_not_cover_what_could_not_be_judged() -> None:
+    assert waived(waiver(), value=math.nan).status == "error"
+
+
+@pytest.mark.parametrize("changes", [{"expires": "2026-02-01"}, {"scope": "gpu"}, {"gate": "phase2/other"}])
+def test_a_waiver_that_does_not_hold_changes_nothing(changes: dict[str, str]) -> None:
+    assert waived(waiver(**changes)).status == "fail"
+
+
+def test_an_expired_waiver_is_mentioned() -> None:
+    assert "does not hold (until 2026-02-01" in waived(waiver(expires="2026-02-01")).message
+
+
+@pytest.mark.parametrize(
+    "changes", [{"reason": " "}, {"by": ""}, {"expires": "soon"}, {"expires": "2025-01-01"}, {"gate": "g"}]
+)
+def test_a_waiver_needs_a_reason_an_owner_and_an_end(changes: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="waiver of"):
+        waiver(**changes)
+
+
+def test_waivers_are_read_from_the_file_of_their_phase(tmp_path: Path) -> None:
+    path = tmp_path / "waivers.yaml"
+    assert waivers.load(path, phase="phase2") == []
+    path.write_text(
+        "waivers:\n- {gate: phase2/g, reason: r, by: b, created: 2026-01-01, expires: 2026-02-01, scope: any}\n"
+        "- {gate: phase3/g, reason: r, by: b, created: 2026-01-01, expires: 2026-02-01, scope: any}\n"
+    )
+    assert [w.gate for w in waivers.load(path, phase="phase2")] == ["phase2/g"]
+    path.write_text("waivers:\n- {gate: phase2/g, by: b, created: 2026-01-01, expires: 2026-02-01, scope: any}\n")
+    with pytest.raises(ConfigError, match="reason"):
+        waivers.load(path, phase="phase2")
+
+
+@pytest.mark.parametrize("phase", [1, 2, 3, 4])
+def test_every_stage_has_a_throughput_gate_and_a_loss_or_error_gate(phase: int) -> None:
+    config, _ = samples.configuration(phase)
+    for stage in config.phase.stages:
+        mine = gates.stage_gates(config.phase.gates, stage).values()
+        roles = {g.role for g in mine if g.severity == "block"}
+        assert "throughput" in roles, f"phase{phase}/{stage} has no blocking throughput gate"
+        assert roles & {"loss", "error"}, f"phase{phase}/{stage} has no blocking loss or error gate"
+        assert all(g.rationale and g.source.ref and g.unit for g in mine)
