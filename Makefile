@@ -64,7 +64,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(PY) || { echo "Creating $(VENV) with $$($(PYTHON) --version 2>&1)"; $(PYTHON) -m venv $(VENV); }
 	@echo "Installing the pinned requirements into $(VENV), once (half a minute with uv, a few minutes with pip)"
 	@if command -v uv >/dev/null 2>&1; then uv=uv; \
-	elif $(PY) -m pip install -q --disable-pip-version-check uv==$(UV_PIN); then uv="$(PY) -m uv"; \
+	elif $(PY) -m pip install -q --disable-pip-version-check uv==$(UV_PIN) 2>/dev/null; then uv="$(PY) -m uv"; \
 	else uv=false; fi; \
 	$$uv pip install -q --python $(PY) -c constraints.txt -e '.[dev]' || { \
 	echo "uv did not manage; installing with pip"; \

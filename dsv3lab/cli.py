@@ -12,7 +12,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-STATUSES = "0 promoted · 1 gate failed · 2 usage or configuration · 3 execution error · 4 upstream not promoted · 75 preempted"
+STATUSES = (
+    "0 promoted · 1 gate failed · 2 usage or configuration · 3 execution error · 4 upstream missing · 75 preempted"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,7 @@ VERBS = {
     ),
     "config": Verb(
         summary="print the resolved configuration",
-        example="dsv3lab config profile=long train.seed=1",
+        example="dsv3lab config --phase 2 profile=long",
         target="dsv3lab.cli:show_config",
     ),
     "verify": Verb(
@@ -98,65 +100,80 @@ def overview() -> str:
 
 
 def run(argv: list[str]) -> int:
-    """`dsv3lab run`: one phase by its number, or all four."""
-    from dsv3lab.workbook import pipeline
-
+    """`dsv3lab run`: one phase by its number, or all four; the words after it go to the pipeline as they are."""
     parser = argparse.ArgumentParser(
         prog="dsv3lab run",
-        description="Run a phase. Everything after its number goes to the pipeline: Hydra overrides, --plan, --only, --from.",
-        add_help=not argv[1:],
+        usage="dsv3lab run {1,2,3,4,all} [--plan] [--only STAGE] [--from STAGE] [key=value ...]",
+        description="Run a phase, or all in order. `dsv3lab run 2 --help` explains what follows the number.",
     )
     parser.add_argument("phase", choices=("1", "2", "3", "4", "all"))
     phase = parser.parse_args(argv[:1]).phase
+    from dsv3lab.workbook import pipeline
+
     return pipeline.main_all(argv[1:]) if phase == "all" else pipeline.main([f"phase{phase}", *argv[1:]])
 
 
 def show_config(argv: list[str]) -> int:
     """`dsv3lab config`: the configuration that overrides compose to, as YAML."""
-    import yaml
+    from dsv3lab.workbook.compose import compose, dump
 
     parser = argparse.ArgumentParser(prog="dsv3lab config", description="Print the resolved configuration.")
-    parser.add_argument("overrides", nargs="*", help="Hydra overrides, e.g. phase=phase2 train.seed=1")
-    from dsv3lab.workbook.compose import compose
-
-    _, resolved = compose(parser.parse_args(argv).overrides)
-    print(yaml.safe_dump(resolved, sort_keys=False), end="")
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides, e.g. profile=long train.seed=1")
+    parser.add_argument("--phase", type=int, choices=(1, 2, 3, 4), help="with this phase's stages and gates")
+    args = parser.parse_args(argv)
+    _, resolved = compose(args.overrides, phase=args.phase)
+    print(dump(resolved), end="")
     return 0
 
 
 def train(argv: list[str]) -> int:
     """`dsv3lab train`: compose, write the configuration beside the checkpoints, train in a process of its own."""
-    import yaml
-
     from dsv3lab.config import digest, runs_dir
+    from dsv3lab.workbook.compose import compose, dump
 
-    parser = argparse.ArgumentParser(prog="dsv3lab train", description="Train one model from the composed configuration.")
+    parser = argparse.ArgumentParser(
+        prog="dsv3lab train", description="Train one model from the composed configuration."
+    )
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, e.g. train.tokens=500000")
-    parser.add_argument("--directory", type=Path, help="checkpoints (default: runs/train/<digest>); found there, it goes on")
+    parser.add_argument(
+        "--directory", type=Path, help="checkpoints (default: runs/train/<digest>); found there, it goes on"
+    )
     parser.add_argument("--stop-after", type=int, metavar="N", help="end after N steps, as if preempted")
     args = parser.parse_args(argv)
-    from dsv3lab.workbook.compose import compose
-
     config, resolved = compose(args.overrides)
     parts = [config.model, config.data, config.train, config.precision]
     directory = args.directory or runs_dir() / "train" / digest(parts)[:12]
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "config.resolved.yaml"
-    path.write_text(yaml.safe_dump(resolved, sort_keys=False))
-    command = [sys.executable, "-m", "dsv3lab.train", "--config", str(path), "--directory", str(directory)]
-    if args.stop_after is not None:
-        command += ["--stop-after", str(args.stop_after)]
-    return child(command)
+    path.write_text(dump(resolved))
+    status, printed = child("dsv3lab.data", "--config", str(path), capture=True)
+    if status:
+        return status
+    data = printed.splitlines()[-1]
+    stop = [] if args.stop_after is None else ["--stop-after", str(args.stop_after)]
+    return child("dsv3lab.train", "--config", str(path), "--data", data, "--directory", str(directory), *stop)[0]
 
 
-def child(command: list[str]) -> int:
-    """Run `command` and pass SIGTERM on to it; returns 0, 2 or 75 as it said, and 3 for every other end."""
-    process = subprocess.Popen(command)
+def child(module: str, *arguments: str, capture: bool = False) -> tuple[int, str]:
+    """Run `python -m module` and pass SIGTERM on to it.
+
+    Args:
+        capture: also return what it prints.
+
+    Returns:
+        Its exit status where that is a promised one (0, 2, 75), else 3; and its output if it was captured.
+    """
+    pipe = subprocess.PIPE if capture else None
+    process = subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=pipe, text=True)
     before = signal.signal(signal.SIGTERM, lambda signum, frame: process.send_signal(signum))
+    printed: list[str] = []
     try:
+        for line in process.stdout or ():
+            print(line, end="", flush=True)
+            printed.append(line)
         status = process.wait()
     except KeyboardInterrupt:  # the terminal sent it to the child as well, which saves and ends
         status = process.wait()
     finally:
         signal.signal(signal.SIGTERM, before)
-    return status if status in (0, 2, 75) else 3
+    return status if status in (0, 2, 75) else 3, "".join(printed)

@@ -4,9 +4,7 @@ The pytest process decides the devices, so that modules of all rooms can share i
 on one device does not notice. Nothing is written into the checkout except caches.
 """
 
-import hashlib
 import os
-import platform
 import shutil
 import tempfile
 from collections.abc import Generator
@@ -15,20 +13,13 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from dsv3lab.config import ROOT
+from dsv3lab.workbook.process import machine
+
 DEVICES = 8
 LIMIT_S = 10.0
 # The rooms whose array shapes are checked at run time. The half without JAX is left out: its tests feed it junk on purpose.
 CHECKED = ("model", "program", "data", "parallel", "train", "infer", "eval", "measure")
-
-
-def _machine() -> str:
-    """A short name of this processor: code compiled for another one must not be loaded from the cache."""
-    try:
-        features = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
-    except (OSError, StopIteration):
-        features = platform.processor()
-    return hashlib.sha256(f"{platform.machine()} {features}".encode()).hexdigest()[:12]
 
 
 def _environment() -> Path:
@@ -47,7 +38,7 @@ def _environment() -> Path:
     os.environ.update(
         DSV3LAB_RUNS=str(runs),
         JAX_PLATFORMS="cpu",
-        JAX_COMPILATION_CACHE_DIR=str(ROOT / ".cache" / "jax" / _machine()),
+        JAX_COMPILATION_CACHE_DIR=str(ROOT / ".cache" / "jax" / machine()),
         JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
         JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
         MLFLOW_DISABLE_TELEMETRY="true",
@@ -71,6 +62,8 @@ FOLDER = _environment()
 _simulate_devices()
 
 from jaxtyping import install_import_hook  # noqa: E402
+
+from tests import typecheck as typecheck  # noqa: E402  # the hook imports `tests` only and then looks for the module in it
 
 install_import_hook([f"dsv3lab.{room}" for room in CHECKED], "tests.typecheck.checked")
 

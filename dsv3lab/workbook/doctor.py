@@ -5,6 +5,7 @@ usage, not a failed gate.
 """
 
 import argparse
+import fcntl
 import json
 import os
 import shlex
@@ -152,11 +153,11 @@ def check_database(database: Path) -> Finding:
     """Whether the tracking database can be written."""
     folder = database.parent
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    if not os.access(existing, os.W_OK):
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
         return Finding(
             name="database",
             status="FIX",
-            text=f"{existing} cannot be written",
+            text=f"{existing} is not a folder that can be written",
             fix=f"chmod u+w {shlex.quote(str(existing))}, or export DSV3LAB_RUNS=ANOTHER_FOLDER",
         )
     if not database.exists():
@@ -178,6 +179,52 @@ def check_database(database: Path) -> Finding:
     except sqlite3.DatabaseError as error:
         return Finding(name="database", status="FIX", text=f"{database}: {error}", fix=damaged)
     return Finding(name="database", status="ok", text=f"{database} can be written")
+
+
+def check_stale(runs: Path) -> Finding:
+    """Executions that were killed: run folders without a record, and MLflow runs that still say RUNNING."""
+    live = {lock.parent for lock in runs.glob("phase[1-4]/.lock") if _held(lock)}
+    running = f", {', '.join(sorted(folder.name for folder in live))} running now" if live else ""
+    folders = sorted(path.parent for path in runs.glob("phase[1-4]/*/config.resolved.yaml"))
+    stale = [folder for folder in folders if not (folder / "record.json").exists() and folder.parent not in live]
+    if stale:
+        names = ", ".join(f"{folder.parent.name}/{folder.name}" for folder in stale[:3])
+        text = (
+            f"{len(stale)} killed before their record was written ({names}{', …' if len(stale) > 3 else ''}){running}"
+        )
+        fix = "rm -r " + " ".join(shlex.quote(str(folder)) for folder in stale)
+        return Finding(
+            name="runs", status="warn", text=f"{text}; training goes on from runs/work all the same", fix=fix
+        )
+    open_runs = 0 if live else _open_mlflow_runs(runs / "mlflow.db")
+    if open_runs:
+        return Finding(name="runs", status="warn", text=f"{open_runs} in MLflow still say RUNNING", fix="dsv3lab sync")
+    return Finding(name="runs", status="ok", text=f"{len(folders)} executions, none left half done{running}")
+
+
+def _held(lock: Path) -> bool:
+    """Whether a living process holds the lock file."""
+    with lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _open_mlflow_runs(database: Path) -> int:
+    """Runs that the tracking database calls RUNNING; 0 where it cannot be read (`check_database` says why)."""
+    if not database.exists():
+        return 0
+    try:
+        connection = sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True, timeout=2.0)
+        try:
+            query = "SELECT COUNT(*) FROM runs WHERE status = 'RUNNING' AND lifecycle_stage = 'active'"
+            return int(connection.execute(query).fetchone()[0])
+        finally:
+            connection.close()
+    except sqlite3.DatabaseError:
+        return 0
 
 
 def check_amount(name: str, have: int, *, fix_below: int, warn_below: int, what: str, fix: str) -> Finding:
@@ -212,6 +259,7 @@ def findings() -> Iterator[Finding]:
     spec, hidden = find_kernel()
     yield check_kernel(spec, prefix=sys.prefix, hidden=hidden)
     yield check_database(runs / "mlflow.db")
+    yield check_stale(runs)
     existing = next(parent for parent in (runs, *runs.parents) if parent.exists())
     yield check_amount(
         "disk",

@@ -19,7 +19,7 @@ from dsv3lab.config import ConfigError, runs_dir
 
 HOST = "127.0.0.1"
 PREFERRED_PORT = 5151  # not 5000, which macOS gives to AirPlay
-START_S = 90.0  # the server answers after about 8 s on two idle cores
+START_S = 180.0  # the server answers after about 8 s on two idle cores, after a minute or more on busy ones
 
 
 def free_port(preferred: int = PREFERRED_PORT) -> int:

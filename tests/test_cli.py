@@ -1,0 +1,113 @@
+"""The command line: every verb is listed, loads late, and fails in one sentence."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dsv3lab import cli
+from tests.conftest import ROOT
+
+
+def test_help_lists_every_verb_and_loads_nothing() -> None:
+    code = (
+        "import sys\nfrom dsv3lab.cli import main\nstatus = main(['--help'])\n"
+        "heavy = {'yaml', 'numpy', 'hydra', 'mlflow', 'papermill', 'psutil', 'jax'} & set(sys.modules)\n"
+        "print(status, sorted(heavy))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    *overview, last = done.stdout.splitlines()
+    assert last == "0 []"
+    for name, verb in cli.VERBS.items():
+        assert any(line.split()[:1] == [name] and verb.summary in line for line in overview)
+
+
+def test_no_verb_prints_the_list_and_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    assert "verify" in capsys.readouterr().out
+
+
+def test_an_unknown_verb_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["vreify"]) == 2
+    assert capsys.readouterr().err == "dsv3lab: no verb 'vreify'; did you mean 'verify'?\n"
+
+
+@pytest.mark.parametrize("name", cli.VERBS)
+def test_each_verb_explains_itself_with_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        status = cli.main([name, "--help"])
+    except SystemExit as end:
+        status = end.code
+    out = capsys.readouterr().out
+    assert status == 0
+    assert cli.VERBS[name].example in out and cli.VERBS[name].example.startswith(f"dsv3lab {name}")
+    assert "usage:" in out
+
+
+@pytest.mark.parametrize("words", [["config", "train.sed=1"], ["train", "train.sed=1"], ["run", "1", "train.sed=1"]])
+def test_a_mistyped_key_ends_with_2_and_the_nearest_name(
+    words: list[str], runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == 2
+    error = capsys.readouterr().err
+    assert "did you mean 'seed'?" in error and error.count("\n") == 1
+    assert not list(runs.iterdir()), "nothing may be started"
+
+
+def test_config_prints_what_overrides_compose_to(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["config", "--phase", "2", "profile=ci", "train.seed=7"]) == 0
+    values = yaml.safe_load(capsys.readouterr().out)
+    assert (values["phase"]["number"], values["profile"]["name"], values["train"]["seed"]) == (2, "ci", 7)
+
+
+def test_train_prepares_data_and_trains_in_processes_of_their_own(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, ...]] = []
+
+    def child(module: str, *arguments: str, capture: bool = False) -> tuple[int, str]:
+        calls.append((module, *arguments))
+        return (75, "") if module == "dsv3lab.train" else (0, "preparing\n/data/folder\n")
+
+    monkeypatch.setattr(cli, "child", child)
+    assert cli.main(["train", "train.seed=3", "--directory", str(tmp_path / "here"), "--stop-after", "5"]) == 75
+    config = tmp_path / "here" / "config.resolved.yaml"
+    assert yaml.safe_load(config.read_text())["train"]["seed"] == 3
+    train = ("--config", str(config), "--data", "/data/folder", "--directory", str(tmp_path / "here"))
+    assert calls == [
+        ("dsv3lab.data", "--config", str(config)),
+        ("dsv3lab.train", *train, "--stop-after", "5"),
+    ]
+    assert cli.main(["train", "train.seed=3"]) == cli.main(["train", "train.seed=4"]) == 75
+    assert len(list((runs / "train").iterdir())) == 2, "another configuration trains in another folder"
+
+
+@pytest.mark.parametrize(("said", "status"), [(0, 0), (1, 3), (2, 2), (3, 3), (75, 75)])
+def test_a_child_ends_as_promised(said: int, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "program.py").write_text(f"import sys\nprint('said')\nsys.exit({said})\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert cli.child("program", capture=True) == (status, "said\n")
+
+
+def test_a_child_is_told_to_stop(tmp_path: Path) -> None:
+    """SIGTERM to the command line reaches the training process, which saves and ends with 75."""
+    (tmp_path / "program.py").write_text(
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    code = "import sys; from dsv3lab.cli import child; sys.exit(child('program')[0])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, env={"PYTHONPATH": f"{tmp_path}:{ROOT}", "PATH": ""}
+    )
+    assert process.stdout is not None
+    with process.stdout as stdout:
+        assert stdout.readline() == b"ready\n"
+        time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=8) == 75
