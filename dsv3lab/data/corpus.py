@@ -55,12 +55,13 @@ def collect(config: DataConfig) -> Corpus:
         DataError: if a package is missing or damaged, or a domain ends up without training or validation text.
     """
     check_packages(config)
-    held_out = sorted({family for domain in config.domains.values() for family in domain.validation})
+    domains = dict(sorted(config.domains.items()))  # the order in a YAML file means nothing, as in the config's digest
+    held_out = sorted({family for domain in domains.values() for family in domain.validation})
     kept: dict[str, dict[Split, list[Document]]] = {}
     left_out: dict[str, dict[str, int]] = {}
-    for name, domain in config.domains.items():
+    for name, domain in domains.items():
         split: dict[Split, list[Document]] = {"train": [], "validation": []}
-        counts = {"too short": 0, "too long": 0, "duplicate": 0, "above max_bytes": 0}
+        counts = dict.fromkeys(("too short", "too long", "duplicate", "above max_bytes"), 0)
         for package in domain.packages:
             for document in documents(domain.kind, package):
                 size = len(document.text.encode())
@@ -72,7 +73,7 @@ def collect(config: DataConfig) -> Corpus:
                     split["validation" if is_held_out(document, held_out) else "train"].append(document)
         kept[name], left_out[name] = split, counts
     _drop_duplicates(kept, left_out)
-    for name, domain in config.domains.items():
+    for name, domain in domains.items():
         split = {part: sorted(kept[name][part], key=_shuffled) for part in SPLITS}
         split["train"], above = _up_to(split["train"], domain.max_bytes)
         kept[name], left_out[name]["above max_bytes"] = split, above
@@ -182,8 +183,8 @@ def _shuffled(document: Document) -> bytes:
 
 
 def _up_to(items: list[Document], limit: int) -> tuple[list[Document], int]:
-    total, taken = 0, 0
-    for taken, item in enumerate(items):  # noqa: B007
+    total = 0
+    for taken, item in enumerate(items):
         total += len(item.text.encode())
         if total > limit:
             return items[:taken], len(items) - taken

@@ -61,14 +61,14 @@ class Dataset:
 
     @property
     def domains(self) -> tuple[str, ...]:
-        """Names of the domains, in the order of the configuration."""
-        return tuple(self.config.domains)
+        """Names of the domains, sorted."""
+        return tuple(sorted(self.config.domains))
 
     @property
     def weights(self) -> dict[str, float]:
         """Share of each domain in the training windows; they add up to 1."""
         total = sum(domain.weight for domain in self.config.domains.values())
-        return {name: domain.weight / total for name, domain in self.config.domains.items()}
+        return {name: self.config.domains[name].weight / total for name in self.domains}
 
     @property
     def vocab_size(self) -> int:
@@ -162,7 +162,7 @@ def open_dataset(folder: Path) -> Dataset:
     except ConfigError as error:
         raise DataError(f"{folder / MANIFEST}: of another version of dsv3lab ({error}); prepare the data again") from None
     loaded = tokenizer.load_tokenizer(folder / "tokenizer.json")
-    mixture = make_mixture({name: domain.weight for name, domain in config.domains.items()})
+    mixture = make_mixture({name: domain.weight for name, domain in sorted(config.domains.items())})
     return Dataset(folder, config, manifest, loaded, tokenizer.token_bytes(loaded), mixture)
 
 

@@ -146,7 +146,7 @@ def _encode(trained: Tokenizer, items: list[Document], path: Path, dtype: str, l
 def _sample(config: DataConfig, collected: corpus.Corpus) -> Iterator[str]:
     """Training texts for the merges: `train_bytes` in all, from each domain its weight's share."""
     total = sum(domain.weight for domain in config.domains.values())
-    for name, domain in config.domains.items():
+    for name, domain in sorted(config.domains.items()):
         left = config.tokenizer.train_bytes * domain.weight / total
         for item in collected.documents[name]["train"]:
             if left <= 0:

@@ -69,20 +69,12 @@ def documents(kind: Kind, package: str) -> Iterator[Document]:
 
 def package_files(kind: Kind, package: str) -> list[str]:
     """Paths, relative to the installation, of the files of `package` that `documents` reads; sorted."""
-    suffixes = _PROSE if kind == "readme" else (".py",)
-    files = _distribution(package).files
-    if files is None:
-        raise DataError(f"package '{package}' has no RECORD, the list of its files: install it with pip or uv")
-    paths = (file.as_posix() for file in files)
-    return sorted(p for p in paths if p.endswith(suffixes) and not p.startswith(("..", "/")) and not _SKIPPED.search(p))
+    return sorted(_recorded(kind, package))
 
 
 def fingerprint(kind: Kind, package: str) -> tuple[str, list[str]]:
     """What `documents` depends on, without reading the files: the version, and path and recorded hash of each file."""
-    distribution = _distribution(package)
-    wanted = set(package_files(kind, package))
-    recorded = {file.as_posix(): file.hash.value if file.hash else "" for file in distribution.files or []}
-    return distribution.version, [f"{path} {recorded[path]}" for path in sorted(wanted)]
+    return version(package), [f"{path} {sha256}" for path, sha256 in sorted(_recorded(kind, package).items())]
 
 
 def version(package: str) -> str:
@@ -148,6 +140,15 @@ def _definitions(
             yield child, prefix + child.name
             if isinstance(child, ast.ClassDef):
                 yield from _definitions(child, prefix=f"{prefix}{child.name}.")
+
+
+def _recorded(kind: Kind, package: str) -> dict[str, str]:
+    suffixes = _PROSE if kind == "readme" else (".py",)
+    files = _distribution(package).files
+    if files is None:
+        raise DataError(f"package '{package}' has no RECORD, the list of its files: install it with pip or uv")
+    paths = ((file.as_posix(), file.hash.value if file.hash else "") for file in files if file.name.endswith(suffixes))
+    return {path: sha256 for path, sha256 in paths if not path.startswith(("..", "/")) and not _SKIPPED.search(path)}
 
 
 def _distribution(package: str) -> importlib.metadata.Distribution:
