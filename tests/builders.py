@@ -75,6 +75,7 @@ def run_config(
             name="tiny",
             sequence_length=SEQUENCE_LENGTH,
             min_document_bytes=1,
+            max_document_bytes=100_000,
             shuffle_seed=0,
             tokenizer=TokenizerConfig(vocab_size=64, train_bytes=1000),
             domains={"prose": domain, "code": replace(domain, weight=3.0)},
@@ -113,3 +114,23 @@ class FakeDataset:
 
     def validation(self, domain: str) -> SimpleNamespace:
         return SimpleNamespace(windows=self.batch_at(10**6 + len(domain), batch_size=5))
+
+
+def random_model(config: configs.ModelConfig, *, seed: int = 0) -> Any:
+    """A model whose weights NumPy draws: compiling `dl.init` takes longer than most tests."""
+    import jax
+
+    from dsv3lab.model import abstract
+
+    rng = np.random.default_rng(seed)
+
+    def fill(path: Any, leaf: Any) -> Any:
+        if path[-1].name == "bias":
+            values = np.zeros(leaf.shape)
+        elif path[-2].name.endswith("norm") if len(path) > 1 else False:
+            values = np.ones(leaf.shape)
+        else:
+            values = rng.normal(scale=config.initializer_range, size=leaf.shape)
+        return jax.numpy.asarray(values, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(fill, abstract(config))

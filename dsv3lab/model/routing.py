@@ -36,9 +36,9 @@ def gate_weights(
     scores: Float[Array, "tokens experts"], ids: Int[Array, "tokens top"], *, scale: float
 ) -> Float[Array, "tokens top"]:
     """The unbiased scores of the chosen experts, normalised to sum to `scale` (+1e-20 as in the released code)."""
-    # A sum over a one-hot instead of a gather: its transpose is not a scatter.
-    chosen = (ids[..., None] == jnp.arange(scores.shape[-1])).astype(scores.dtype)
-    weights = jnp.einsum("tke,te->tk", chosen, scores)
+    # A masked sum instead of a gather: its transpose is not a scatter. And not a product: this is no matmul to count.
+    chosen = ids[..., None] == jnp.arange(scores.shape[-1])
+    weights = jnp.sum(jnp.where(chosen, scores[:, None, :], 0), axis=-1)
     return weights / (jnp.sum(weights, axis=-1, keepdims=True) + 1e-20) * scale
 
 

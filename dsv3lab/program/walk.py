@@ -29,8 +29,8 @@ class Site:
         """
         if self.times is None:
             raise ValueError(
-                f"'{self.eqn.primitive.name}' stands inside a while loop or a cond, so the trace does not say how often "
-                "it runs; write the loop as a scan of known length, or count its body by itself"
+                f"'{self.eqn.primitive.name}' stands inside a while loop or a cond, so the trace does not say how "
+                "often it runs; write the loop as a scan of known length, or count its body by itself"
             )
         return self.times
 
