@@ -10,13 +10,22 @@ from dsv3lab.data.digests import write
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; 0, or 2 for a configuration or data error (printed in one line)."""
+    """Run the command. The last line printed is the prepared folder.
+
+    Returns:
+        0, or 2 for a configuration or data error, printed in one line.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m dsv3lab.data",
         description="Prepare the dataset of a data configuration.",
         epilog="example: python -m dsv3lab.data --config conf/data/local.yaml",
     )
-    parser.add_argument("--config", type=Path, default=CONF / "data" / "local.yaml", help="YAML with the data keys, alone or under `data`")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=CONF / "data" / "local.yaml",
+        help="YAML with the data keys, alone or under `data` (default: conf/data/local.yaml)",
+    )
     parser.add_argument("--root", type=Path, help="where datasets are kept (default: runs/data)")
     parser.add_argument("--digest", action="store_true", help="only print the digest of the corpus and compare it")
     parser.add_argument("--write", action="store_true", help="with --digest: record it in conf/corpus_digests.yaml")
@@ -27,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         values = read_yaml(chosen.config)
         config = build(DataConfig, values.get("data", values), path="data")
         if not chosen.digest:
-            print(prepare(config, chosen.root).folder)
+            print(prepare(config, chosen.root, progress=lambda line: print(line, flush=True)).folder)
             return 0
         digest = collect(config).digest()
         if chosen.write:

@@ -15,7 +15,6 @@ DATA: dict[str, Any] = {
     "name": "tiny",
     "sequence_length": 16,
     "min_document_bytes": 0,
-    "max_document_bytes": 100_000,
     "max_document_bytes": 1000,
     "shuffle_seed": 0,
     "tokenizer": {"vocab_size": 300, "train_bytes": 1000},
