@@ -22,6 +22,7 @@ from dsv3lab.workbook import record as records
 from dsv3lab.workbook import waivers as waiver_files
 from dsv3lab.workbook.compose import compose, dump
 from dsv3lab.workbook.files import new_name, utc_now, write_atomic
+from dsv3lab.workbook.inputs import read_inputs
 from dsv3lab.workbook.outline import outline
 from dsv3lab.workbook.process import BusyError, Interrupts, counted_interrupts, locked
 from dsv3lab.workbook.progress import Durations, StageLine, clock
@@ -253,6 +254,7 @@ class _Execution:
         self.phase = self.config.phase.name
         self.folder = self.runs / self.phase / new_name()
         self.durations = Durations(self.runs, self.config.profile.name)
+        self.inputs = read_inputs(self.config.phase.number)
 
     def run(self) -> Finished:
         started, clock_started = utc_now(), time.monotonic()
@@ -355,7 +357,7 @@ class _Execution:
         """Report, record and promotion; returns the record, whether it was promoted, and the reasons if not."""
         stages = [self.outcomes[name] for name in self.config.phase.stages if name in self.outcomes]
         common: dict[str, Any] = {"config": self.config, "stages": stages, "upstream": self.upstream}
-        common |= {"started": started, "ended": utc_now()}
+        common |= {"started": started, "ended": utc_now(), "inputs": self.inputs}
         try:
             report.write(self.folder, **common)
         except Exception as error:  # the record matters more than its page

@@ -69,6 +69,8 @@ class Promotion:
 def decide(record: PhaseRecord) -> tuple[bool, list[str]]:
     """Whether a record may be promoted, and every reason against it."""
     reasons = records.blockers(record.stages, record.scope)
+    for change in record.drift:
+        reasons.append(f"{change} while the phase ran: run it again")
     if not record.stages:
         reasons.append("the record has no stage")
     if not record.promotes:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from dsv3lab.config import ConfigError, RunConfig, build, digest, plain
 from dsv3lab.workbook.files import hash_folder, relative, sha256_file, write_atomic
 from dsv3lab.workbook.gates import Device, GateResult, evaluate_stage, stage_gates
-from dsv3lab.workbook.inputs import Environment, Git, Inputs, read_environment, read_git, read_inputs
+from dsv3lab.workbook.inputs import Environment, Git, Inputs, changes, read_environment, read_git, read_inputs
 
 SCHEMA = 1
 NAME = "record.json"
@@ -88,6 +88,9 @@ class PhaseRecord:
     shared: dict[str, Any]
     """The sections on which all phases must agree, in full, so that a difference can be named."""
     inputs: Inputs
+    """As they were when the phase started."""
+    drift: tuple[str, ...]
+    """Inputs that changed while it ran: nobody can say which version a stage saw."""
     git: Git
     environment: Environment
     scope: Device
@@ -109,11 +112,16 @@ def draft(
     upstream: Upstream | None,
     started: str,
     ended: str,
+    inputs: Inputs | None = None,
 ) -> PhaseRecord:
     """The record without the files' hashes: what the report shows.
 
     A stage of the configuration that is not among `stages` enters as `not_run`, a gate without a result as not passed.
+    Pass the `inputs` that were read at the start: what has changed by now stands in the record as its drift.
     """
+    now = read_inputs(config.phase.number)
+    inputs = inputs or now
+    drift = changes(inputs.code, now.code) + changes(inputs.lock, now.lock)
     outcomes = complete(config, stages)
     finished = [stage for stage in outcomes if stage.finished]
     return PhaseRecord(
@@ -124,11 +132,12 @@ def draft(
         promotes=config.profile.promotes,
         started=started,
         ended=ended,
-        passed=not blockers(outcomes, scope_of(finished)),
+        passed=not blockers(outcomes, scope_of(finished)) and not drift,
         config_sha256=digest(config),
         sections={f.name: digest(getattr(config, f.name)) for f in dataclasses.fields(config)},
         shared={name: plain(getattr(config, name)) for name in SHARED},
-        inputs=read_inputs(config.phase.number),
+        inputs=inputs,
+        drift=tuple(drift),
         git=read_git(),
         environment=read_environment(),
         scope=scope_of(finished),
@@ -147,6 +156,7 @@ def write_phase(
     upstream: Upstream | None,
     started: str,
     ended: str,
+    inputs: Inputs | None = None,
 ) -> PhaseRecord:
     """Write `record.json` with the hash of every file in `folder`; call it last, after the report.
 
@@ -158,10 +168,11 @@ def write_phase(
         upstream: the record of the phase before.
         started: UTC ISO time.
         ended: UTC ISO time.
+        inputs: hashes of code and lock files, read at the start.
     """
     if digest(build(RunConfig, resolved)) != digest(config):
         raise RecordError(f"{folder}: the resolved configuration is not the one that the stages were judged by")
-    record = draft(folder, config=config, stages=stages, upstream=upstream, started=started, ended=ended)
+    record = draft(folder, config=config, stages=stages, upstream=upstream, started=started, ended=ended, inputs=inputs)
     record = dataclasses.replace(record, files=hash_folder(folder, leave_out=NOT_HASHED))
     write_atomic(folder / NAME, json.dumps(plain(record), sort_keys=True, indent=1, allow_nan=False) + "\n")
     return record

@@ -11,6 +11,7 @@ from dsv3lab.config import RunConfig, plain
 from dsv3lab.workbook import gates, verdict
 from dsv3lab.workbook.files import read_json, write_atomic
 from dsv3lab.workbook.gates import GateResult
+from dsv3lab.workbook.inputs import Inputs
 from dsv3lab.workbook.promotion import decide
 from dsv3lab.workbook.record import PhaseRecord, StageOutcome, Upstream, draft
 
@@ -58,6 +59,7 @@ def write(
     upstream: Upstream | None,
     started: str,
     ended: str,
+    inputs: Inputs | None = None,
 ) -> Path:
     """Write `report.html` into the run folder; before `record.write_phase`, which hashes it.
 
@@ -68,8 +70,9 @@ def write(
         upstream: the record of the phase before.
         started: UTC ISO time.
         ended: UTC ISO time.
+        inputs: hashes of code and lock files, read at the start.
     """
-    record = draft(folder, config=config, stages=stages, upstream=upstream, started=started, ended=ended)
+    record = draft(folder, config=config, stages=stages, upstream=upstream, started=started, ended=ended, inputs=inputs)
     write_atomic(folder / NAME, page(record, config=config, folder=folder))
     return folder / NAME
 

@@ -187,3 +187,18 @@ def test_every_stage_has_a_throughput_gate_and_a_loss_or_error_gate(phase: int) 
         assert "throughput" in roles, f"phase{phase}/{stage} has no blocking throughput gate"
         assert roles & {"loss", "error"}, f"phase{phase}/{stage} has no blocking loss or error gate"
         assert all(g.rationale and g.source.ref and g.unit for g in mine)
+
+
+@pytest.mark.parametrize("phase", [1, 2, 3, 4])
+def test_every_gate_can_fail(phase: int) -> None:
+    """Each gate of the configuration, fed with a value on the wrong side, with none, and with NaN."""
+    config, _ = samples.configuration(phase)
+    for gate_id, chosen in config.phase.gates.items():
+        step = max(abs(chosen.threshold), 1.0) * 1e-6
+        wrong = chosen.threshold + (-step if chosen.op in (">", ">=") else step)
+
+        def status(*values: Any, gate_id: str = gate_id, chosen: GateConfig = chosen) -> str:
+            points = samples.points(*values, name=chosen.metric)
+            return gates.evaluate(chosen, gate_id, points=points, executed=True, device=samples.CPU).status
+
+        assert (status(wrong), status(), status(math.nan)) == ("fail", "missing", "error"), gate_id

@@ -48,6 +48,15 @@ def test_a_failed_gate_is_a_reason(runs: Path) -> None:
         promotion.promote(folder, written, runs)
 
 
+def test_code_that_changes_while_a_phase_runs_is_a_reason(runs: Path) -> None:
+    config, _ = samples.configuration(1)
+    now = inputs.read_inputs(1)
+    at_start = dataclasses.replace(now, code={**now.code, "dsv3lab/__init__.py": "0" * 64})
+    drafted = record.draft(runs / "x", config=config, stages=[], upstream=None, started="", ended="", inputs=at_start)
+    assert drafted.drift == ("dsv3lab/__init__.py changed",) and drafted.inputs == at_start
+    assert any("while the phase ran" in reason for reason in promotion.decide(drafted)[1])
+
+
 class Crash(BaseException):
     """Stands for a kill: nothing of ours catches it."""
 
