@@ -214,7 +214,8 @@ def complete(config: RunConfig, stages: Sequence[StageOutcome]) -> tuple[StageOu
         outcome = given.get(name, StageOutcome(name=name, status="not_run"))
         judged = {result.gate_id for result in outcome.results}
         gates = {k: g for k, g in stage_gates(config.phase.gates, name).items() if k not in judged}
-        why = "the gate was never evaluated" if outcome.finished else f"the stage is {outcome.status.replace('_', ' ')}"
+        ended = outcome.status.replace("_", " ")
+        why = "the gate was never evaluated" if outcome.finished else f"the stage did not finish ({ended})"
         rest = evaluate_stage(gates, [], executed=False, device=outcome.device, problem=why)
         outcomes.append(dataclasses.replace(outcome, results=(*outcome.results, *rest)))
     return tuple(outcomes)

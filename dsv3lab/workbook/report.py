@@ -31,6 +31,7 @@ p.soft,figcaption,small,td.soft{color:var(--soft)}
 table{border-collapse:collapse;width:100%;font-size:.9rem}
 th{text-align:left;border-bottom:2px solid var(--line);padding:.3em .5em;vertical-align:bottom}
 td{border-bottom:1px solid var(--line);padding:.35em .5em;vertical-align:top;overflow-wrap:anywhere}
+table.gates td:nth-child(6){white-space:nowrap}
 td.number{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 figure{margin:1em 0;break-inside:avoid}
 img{max-width:100%;height:auto}

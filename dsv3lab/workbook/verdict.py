@@ -20,7 +20,9 @@ def figure(value: float | None) -> str:
 def row(result: GateResult) -> tuple[str, ...]:
     """The cells of one gate, in the order of `HEADER`."""
     status = result.status if result.severity == "block" else f"{result.status} (warns)"
-    margin = "–" if result.margin is None else f"{'+' if result.margin >= 0 else '-'}{figure(abs(result.margin))}"
+    margin = figure(result.margin)
+    if result.margin is not None and result.margin > 0:
+        margin = f"+{margin}"
     threshold = f"{result.op} {figure(result.threshold)}"
     return (result.gate_id, figure(result.observed), threshold, margin, result.source, status)
 
