@@ -179,7 +179,8 @@ class DeepSeek(eqx.Module):
 
 
 def _biases(model: DeepSeek) -> list[Any]:
-    blocks = [block for stack in model.stacks for block in stack.unit] + [module.block for module in model.mtp]
+    modules = model.mtp if isinstance(model.mtp, tuple) else ()  # eqx.tree_at puts a leaf in place of an empty tuple
+    blocks = [block for stack in model.stacks for block in stack.unit] + [module.block for module in modules]
     return [block.ffn.router.bias for block in blocks if isinstance(block.ffn, MoE)]
 
 
