@@ -90,6 +90,8 @@ class Stage:
             raise ConfigError(f"run_dir: {error}; leave run_dir empty to run by hand") from None
         if request.get("stage") != name:
             raise ConfigError(f"{folder / 'request.json'}: made for stage '{request.get('stage')}', not for '{name}'")
+        if (folder.parent / records.NAME).exists():  # an executed notebook that was opened and run again
+            raise ConfigError(f'{folder}: already recorded; set run_dir to "" to run this notebook by hand')
         path = (folder / str(request.get("config", ""))).resolve()
         if not path.is_file() or sha256_file(path) != request.get("config_sha256"):
             raise ConfigError(f"{path}: not the configuration that {folder / 'request.json'} names")

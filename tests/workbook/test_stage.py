@@ -66,6 +66,12 @@ def test_a_folder_for_something_else_is_refused(runs: Path) -> None:
     (home.parent / "config.resolved.yaml").write_text("changed: true\n")
     with pytest.raises(ConfigError, match="not the configuration that"):
         Stage.open("phase1/mla", run_dir=str(home))
+    home = prepare(runs / "phase1" / "recorded", "phase1/mla")
+    (home / "metrics.jsonl").write_text("recorded")
+    (home.parent / "record.json").write_text("{}")
+    with pytest.raises(ConfigError, match="already recorded"):
+        Stage.open("phase1/mla", run_dir=str(home))
+    assert (home / "metrics.jsonl").read_text() == "recorded"
     with pytest.raises(ConfigError, match=r"request\.json: cannot be read"):
         Stage.open("phase1/mla", run_dir=str(runs))
 
