@@ -38,7 +38,8 @@ class TrainState(eqx.Module):
     def of(model: DeepSeek, train: TrainConfig, *, sequence_length: int) -> "TrainState":
         """A fresh state around an existing model."""
         params, _ = split(model)
-        opt_state = optimizer.make(train, sequence_length).init(params)
+        transformation: Any = optimizer.make(train, sequence_length)
+        opt_state = transformation.init(params)
         return TrainState(model=model, opt_state=opt_state, step=jnp.zeros((), jnp.int32))
 
 
@@ -48,15 +49,13 @@ def split(model: DeepSeek) -> tuple[DeepSeek, DeepSeek]:
 
 
 def bias_update(
-    bias: Float[Array, "layers experts"], loads: Int[Array, "layers experts"], *, speed: float
+    bias: Float[Array, "layers experts"], loads: Int[Array, "layers experts"], *, speed: float | Float[Array, ""]
 ) -> Float[Array, "layers experts"]:
     """Raise the bias of underloaded experts by `speed` and lower that of overloaded ones (report, 2.1.2).
 
     `loads` must be summed over the whole batch first: the sign of a sum is not the sum of signs. An expert exactly at
-    the mean stays (sign(0) = 0; the report leaves it open). With `speed` 0 the bias is returned as it is.
+    the mean stays (sign(0) = 0; the report leaves it open). With `speed` 0 every bit stays.
     """
-    if speed == 0.0:
-        return bias
     # Compared in integers, so exactly: load < mean + rest / experts, without a product that could overflow.
     mean, rest = jnp.divmod(jnp.sum(loads, axis=-1, keepdims=True), loads.shape[-1])
     direction = jnp.where(loads == mean, jnp.sign(rest), jnp.sign(mean - loads))
@@ -105,12 +104,13 @@ def apply(
         the next state and the step's metrics, see `metrics.of_step`.
     """
     params, rest = split(state.model)
-    updates, opt_state = optimizer.make(config, sequence_length).update(grads, state.opt_state, params)
-    model = eqx.combine(optax.apply_updates(params, updates), rest)
+    transformation: Any = optimizer.make(config, sequence_length)  # optax's types do not know eqx.Module as a tree
+    updates, opt_state = transformation.update(grads, state.opt_state, params)
+    model: DeepSeek = eqx.combine(eqx.apply_updates(params, updates), rest)
     model = model.with_bias(bias_update(model.bias(), parts.loads, speed=config.loss.bias_update_speed))
-    step_metrics = metrics.of_step(
-        parts, grad_norm=optax.global_norm(grads), lr=optimizer.schedule(config, sequence_length)(state.step)
-    )
+    norm: Any = optax.tree.norm(jax.tree.leaves(grads))
+    rate: Any = optimizer.schedule(config, sequence_length)(state.step)
+    step_metrics = metrics.of_step(parts, grad_norm=norm, lr=rate)
     return TrainState(model=model, opt_state=opt_state, step=state.step + 1), step_metrics
 
 
