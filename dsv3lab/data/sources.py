@@ -163,13 +163,13 @@ def _distribution(package: str) -> importlib.metadata.Distribution:
 
 def _description(distribution: importlib.metadata.Distribution) -> str:
     # Read from the bytes: the email parser behind `.metadata` differs in how it treats continuation lines.
-    text = distribution.read_text("METADATA") or ""
+    text = (distribution.read_text("METADATA") or "").replace("\r\n", "\n")
     return text.partition("\n\n")[2]
 
 
 def _read(package: str, path: Path) -> str:
     try:
-        return path.read_bytes().decode()
+        return path.read_bytes().decode().replace("\r\n", "\n")  # wheels for Windows carry its line ends
     except UnicodeDecodeError:
         return ""  # not UTF-8: shorter than any minimum, so left out
     except OSError as error:

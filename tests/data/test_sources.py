@@ -85,3 +85,9 @@ def test_a_package_without_a_list_of_files_is_named(site: Path):
 def test_text_that_is_not_utf8_is_left_out(site: Path):
     install(site, "pkg", {"pkg/a.py": b"name = '\xff'\n", "pkg/b.py": prose(1)})
     assert [document.id for document in documents("source", "pkg")] == ["pkg/pkg/b.py"]
+
+
+def test_line_ends_do_not_depend_on_the_platform(site: Path):
+    install(site, "pkg", {"pkg/a.py": b"a = 1\r\nb = 2\r\n"}, readme="One.\r\nTwo.\r\n")
+    assert [document.text for document in documents("source", "pkg")] == ["a = 1\nb = 2\n"]
+    assert [document.text for document in documents("readme", "pkg")] == ["One.\nTwo.\n"]
