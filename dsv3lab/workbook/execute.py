@@ -60,6 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     signals = _Signals()
     signal.signal(signal.SIGTERM, signals)
     _die_with_parent()
+    threading.Thread(target=_preload, name="preload", daemon=True).start()
     started = time.monotonic()
     try:
         result = execute(folder, notebook, signals)
@@ -205,12 +206,14 @@ def _judge(folder: Path) -> dict[str, Any]:
 def _failed_in_cell(folder: Path, status: str, error: Exception, *, cell: bool = True) -> dict[str, Any]:
     """The result for an exception that papermill does not attribute to a cell; marks the cell in the notebook."""
     message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    stopped = unfinished(_read(folder / "executed.ipynb")) if cell and (folder / "executed.ipynb").is_file() else None
-    place = None
-    if stopped:
-        place = _cell(_read(folder / "executed.ipynb"), stopped[0])
-        _mark(folder, stopped[0], f"{type(error).__name__}: {message}")
-    return _result(status, ename=type(error).__name__, evalue=message, cell=place, lines=_tail(folder))
+    output = folder / "executed.ipynb"
+    nb = _read(output) if cell and output.is_file() else None
+    # Not the first cell without a count: the kernel may have announced the count before it died in the cell.
+    begun = [i for i, c in enumerate(nb.cells) if c.metadata.get("papermill", {}).get("start_time")] if nb else []
+    if not nb or not begun:
+        return _result(status, ename=type(error).__name__, evalue=message, lines=_tail(folder))
+    _mark(folder, begun[-1], f"{type(error).__name__}: {message}")
+    return _result(status, ename=type(error).__name__, evalue=message, cell=_cell(nb, begun[-1]), lines=_tail(folder))
 
 
 def _mark(folder: Path, index: int, sentence: str) -> None:
@@ -221,8 +224,8 @@ def _mark(folder: Path, index: int, sentence: str) -> None:
     nb = _read(path)
     nb.metadata.setdefault("papermill", {})["exception"] = True
     for position, cell in enumerate(nb.cells):
-        if cell.cell_type == "code" and cell.execution_count is None and "papermill" in cell.metadata:
-            cell.metadata["papermill"]["status"] = "failed" if position == index else "pending"
+        if cell.cell_type == "code" and (position == index or cell.execution_count is None):
+            cell.metadata.setdefault("papermill", {})["status"] = "failed" if position == index else "pending"
     for place, text in (
         (index, f"**The execution stopped in the next cell.** {sentence}"),
         (0, f"**Not finished.** {sentence}"),
@@ -231,6 +234,15 @@ def _mark(folder: Path, index: int, sentence: str) -> None:
     temporary = path.with_suffix(".tmp")
     nbformat.write(nb, temporary)
     os.replace(temporary, path)
+
+
+def _preload() -> None:
+    """Import what the export needs while the kernel works: seconds that nobody waits for."""
+    import papermill  # noqa: F401  (first, since the main thread waits for it)
+
+    import dsv3lab.workbook.export as export
+
+    export.warm_up()
 
 
 def _export(folder: Path) -> None:

@@ -55,6 +55,13 @@ def to_html(notebook: Path) -> str:
     return page
 
 
+def warm_up() -> None:
+    """Load nbconvert, matplotlib and its fonts."""
+    import nbconvert.exporters  # noqa: F401
+
+    formula("x")
+
+
 def rows(tex: str) -> list[str]:
     r"""The rows of a displayed formula: `aligned` and its like are split at `\\`, which mathtext does not know."""
     body = _ENVIRONMENT.sub("", tex)
@@ -63,9 +70,9 @@ def rows(tex: str) -> list[str]:
 
 def formula(tex: str, *, inline: bool = False) -> str:
     """One formula as an `<img>` with an inline SVG, or as escaped TeX where mathtext cannot parse it."""
-    from matplotlib.mathtext import math_to_image
-    from matplotlib.font_manager import FontProperties
     import matplotlib
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.mathtext import math_to_image
 
     text = " ".join(tex.split())
     for name, known in _UNKNOWN.items():

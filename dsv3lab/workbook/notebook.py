@@ -121,9 +121,7 @@ def failure_text(folder: Path, *, command: str) -> str:
     return "\n".join(lines)
 
 
-def _status(
-    folder: Path, how: str, exit_status: int, *, interrupted: bool, limit_s: float
-) -> tuple[StageStatus, str]:
+def _status(folder: Path, how: str, exit_status: int, *, interrupted: bool, limit_s: float) -> tuple[StageStatus, str]:
     """The stage's status and one sentence, from what the executor wrote and how it ended."""
     result = _result(folder)
     status = result.get("status")
@@ -137,7 +135,9 @@ def _status(
         if interrupted:
             return "preempted", "ended by a signal before the notebook started"
         by = f"signal {-exit_status}" if exit_status < 0 else f"exit status {exit_status}"
-        return "failed", f"the executor ended by {by} without a result" + (" (out of memory?)" if by == "signal 9" else "")
+        return "failed", f"the executor ended by {by} without a result" + (
+            " (out of memory?)" if by == "signal 9" else ""
+        )
     return status, "" if status == "ok" else sentence
 
 

@@ -121,7 +121,9 @@ def kernel_environment(runs: Path, *, stage: str) -> dict[str, str]:
 def machine() -> str:
     """A short name of this processor: code that XLA compiled for another one must not be loaded."""
     try:
-        features = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "Features")))
+        features = next(
+            line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "Features"))
+        )
     except (OSError, StopIteration):
         features = platform.processor()
     return hashlib.sha256(f"{platform.machine()} {features}".encode()).hexdigest()[:12]

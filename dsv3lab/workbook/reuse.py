@@ -10,7 +10,7 @@ from dsv3lab.config import RunConfig, digest
 from dsv3lab.workbook import gates
 from dsv3lab.workbook import record as records
 from dsv3lab.workbook.files import hash_folder, sha256_file
-from dsv3lab.workbook.inputs import Inputs, changes, environment_changes, read_environment, read_inputs
+from dsv3lab.workbook.inputs import Inputs, changes, environment_changes, read_environment
 from dsv3lab.workbook.record import PhaseRecord, RecordError, StageOutcome, Upstream
 from dsv3lab.workbook.waivers import Waiver
 
@@ -26,7 +26,9 @@ class Reusable:
     outcome: StageOutcome
 
 
-def find(name: str, *, config: RunConfig, upstream: Upstream | None, runs: Path, target: Path) -> Reusable | str:
+def find(
+    name: str, *, config: RunConfig, upstream: Upstream | None, runs: Path, target: Path, now: Inputs
+) -> Reusable | str:
     """The newest execution of stage `name` that stands for a new one, or why the newest one does not.
 
     Args:
@@ -35,9 +37,9 @@ def find(name: str, *, config: RunConfig, upstream: Upstream | None, runs: Path,
         upstream: the record that the phase builds on now.
         runs: the folder of all outputs.
         target: the new run folder; stages of it that this one needs are compared with those that it read.
+        now: the hashes of code and lock files.
     """
     why = "there is no earlier execution of it"
-    now = read_inputs(config.phase.number)
     for number, (folder, record) in enumerate(_newest(config.phase.name, runs, leave_out=target)):
         outcome = next((stage for stage in record.stages if stage.name == name), None)
         problem = "it has no such stage"
@@ -69,11 +71,11 @@ def take(found: Reusable, target: Path, *, config: RunConfig, waivers: Sequence[
 
 def _newest(phase: str, runs: Path, *, leave_out: Path) -> Iterator[tuple[Path, PhaseRecord]]:
     """The latest executions of a phase that have a readable record, newest first."""
-    folders = sorted((path.parent for path in (runs / phase).glob(f"*/{records.NAME}")), reverse=True)
-    for folder in folders[:SEARCHED]:
-        if folder != leave_out:
+    found = sorted((runs / phase).glob(f"*/{records.NAME}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for path in found[:SEARCHED]:
+        if path.parent != leave_out:
             try:
-                yield folder, records.read(folder)
+                yield path.parent, records.read(path.parent)
             except RecordError:
                 continue
 
@@ -96,7 +98,9 @@ def _difference(
     if record.config_sha256 != digest(config):
         return "the configuration was another"
     notebook = config.phase.stages[outcome.name].notebook
-    code = [c for c in changes(record.inputs.code, now.code) if not c.startswith("notebooks/") or c.startswith(notebook)]
+    code = [
+        c for c in changes(record.inputs.code, now.code) if not c.startswith("notebooks/") or c.startswith(notebook)
+    ]
     changed = code + changes(record.inputs.lock, now.lock)
     changed += environment_changes(record.environment, read_environment())
     if changed:

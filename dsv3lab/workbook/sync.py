@@ -10,12 +10,15 @@ from dsv3lab.config import ConfigError, runs_dir
 from dsv3lab.workbook import record as records
 from dsv3lab.workbook.compose import load
 from dsv3lab.workbook.process import BusyError, locked
-from dsv3lab.workbook.tracking import Projection, _sentence, to_ms
+from dsv3lab.workbook.store import to_ms
+from dsv3lab.workbook.tracking import Projection, sentence
 
 
 def main(argv: list[str]) -> int:
     """Entry point of `dsv3lab sync`: 0 if everything is reported, 3 if the store or a folder refused."""
-    parser = argparse.ArgumentParser(prog="dsv3lab sync", description="Report run folders to MLflow that it has missed.")
+    parser = argparse.ArgumentParser(
+        prog="dsv3lab sync", description="Report run folders to MLflow that it has missed."
+    )
     parser.add_argument("folders", nargs="*", type=Path, help="run folders (default: all below runs/)")
     parser.add_argument("--force", action="store_true", help="report again what is already complete")
     args = parser.parse_args(argv)
@@ -32,7 +35,7 @@ def main(argv: list[str]) -> int:
             print(f"{folder.parent.name}/{folder.name}: {sync(folder, runs, force=args.force)}", flush=True)
         except Exception as error:  # one folder or the store: say it, and go on with the next
             failed += 1
-            print(f"{folder.parent.name}/{folder.name}: not reported: {_sentence(error)}", flush=True)
+            print(f"{folder.parent.name}/{folder.name}: not reported: {sentence(error)}", flush=True)
     return 3 if failed else 0
 
 

@@ -5,19 +5,13 @@ and MLflow is a projection of them: `Projection` writes it while the stage runs,
 an old folder. Runs are found by their tag, so nothing is ever reported twice.
 """
 
-import fcntl
 import json
-import logging
 import math
 import os
 import queue
-import sqlite3
 import threading
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +21,13 @@ from dsv3lab.workbook.files import write_atomic
 from dsv3lab.workbook.gates import GateResult
 from dsv3lab.workbook.inputs import read_git
 from dsv3lab.workbook.record import PhaseRecord, StageOutcome
+from dsv3lab.workbook.store import prepare, to_ms
 
 STATE = "tracking.json"
 RUN_TAG = "dsv3lab.run"
 """`phase1/<run>` on the run of a phase, `phase1/<run>/<stage>` on that of a stage: what makes reporting idempotent."""
 BATCH = 1000  # MLflow's limit for one call
 NOTE_LIMIT = 7900  # MLflow cuts tags at 8000 characters without an error
-CLOSE_S = 60.0
 PARAMETERS = (
     *("train.seed", "train.tokens", "train.batch_size", "train.schedule.peak_lr", "data.sequence_length"),
     *("model.hidden_size", "model.num_hidden_layers", "model.n_routed_experts", "parallel.data", "precision.compute"),
@@ -140,11 +134,12 @@ class Projection:
         """Close what a pipeline without a record left open: it was killed, and no status was ever written."""
         self._client.set_terminated(self.open_phase(), "KILLED")
         for stage in self._config.phase.stages:
-            if (self._folder / stage / "request.json").is_file():
+            if stage in self._state["stages"] or (self._folder / stage / "request.json").is_file():
                 run = self.open_stage(stage)
                 self.push(stage)
                 self._artifacts(run, self._folder / stage, STAGE_FILES)
-                self._client.set_terminated(run, "KILLED")
+                if self._client.get_run(run).info.status == "RUNNING":  # it had not ended by itself
+                    self._client.set_terminated(run, "KILLED")
         self._state["complete"] = True
         self._save()
 
@@ -192,7 +187,12 @@ class Projection:
     def _tags(self, name: str) -> dict[str, str]:
         phase = self._config.phase
         parts = name.split("/")
-        tags = {RUN_TAG: name, "phase": phase.name, "profile": self._config.profile.name, "config_sha": digest(self._config)}
+        tags = {
+            RUN_TAG: name,
+            "phase": phase.name,
+            "profile": self._config.profile.name,
+            "config_sha": digest(self._config),
+        }
         tags |= {"level": "stage", "stage": parts[2]} if len(parts) > 2 else {"level": "phase"}
         tags |= {"git_sha": self._git.revision or "none", "git_dirty": str(self._git.dirty).lower()}
         source = phase.stages[parts[2]].notebook if len(parts) > 2 else f"pipelines/{phase.name}.py"
@@ -217,7 +217,12 @@ class Projection:
         return [Metric(key, float(value), when, 0) for key, value in values.items()]
 
     def _log(
-        self, run: str, *, metrics: Sequence[Any] = (), tags: Mapping[str, str] | None = None, params: Sequence[Any] = ()
+        self,
+        run: str,
+        *,
+        metrics: Sequence[Any] = (),
+        tags: Mapping[str, str] | None = None,
+        params: Sequence[Any] = (),
     ) -> None:
         from mlflow.entities import RunTag
 
@@ -277,7 +282,7 @@ class Tracker(threading.Thread):
         """Report how a stage ended."""
         self._orders.put(("end", outcome))
 
-    def close(self, record: PhaseRecord | None, *, promoted: bool, seconds: float = CLOSE_S) -> str:
+    def close(self, record: PhaseRecord | None, *, promoted: bool, seconds: float) -> str:
         """Report the phase and wait for it; returns the problem, if there was one."""
         self._orders.put(("close", (record, promoted)))
         self.join(seconds)
@@ -290,7 +295,7 @@ class Tracker(threading.Thread):
         try:
             self._work()
         except Exception as error:  # whatever the store, its driver or the disk raises: the run goes on
-            self.problem = _sentence(error)
+            self.problem = sentence(error)
 
     def _work(self) -> None:
         projection = Projection(self._folder, config=self._config, runs=self._runs)
@@ -316,58 +321,6 @@ class Tracker(threading.Thread):
                 else:
                     projection.close_phase(record, promoted=promoted)
                 return
-
-
-def prepare(runs: Path, experiment: str) -> tuple[Any, str]:
-    """The client and the experiment's id; makes database and experiment, one process at a time.
-
-    Several processes that open a new database at once crash in its migrations, and without write-ahead log several
-    writers wait for each other by seconds. The artifacts' folder is absolute: it does not depend on who looks.
-    """
-    MlflowClient = _import_mlflow()
-    database = runs / "mlflow.db"
-    with _one_at_a_time(runs / ".mlflow.lock"):
-        connection = sqlite3.connect(database, timeout=20.0)
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-        finally:
-            connection.close()
-        client = MlflowClient(tracking_uri=f"sqlite:///{database}")
-        found = client.get_experiment_by_name(experiment)
-        if found is None:
-            return client, client.create_experiment(experiment, artifact_location=(runs / "mlartifacts").as_uri())
-        if found.lifecycle_stage != "active":
-            client.restore_experiment(found.experiment_id)
-    return client, found.experiment_id
-
-
-def to_ms(text: str) -> int | None:
-    """UTC ISO text as milliseconds since 1970; `None` if it is not such text."""
-    try:
-        return int(datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp() * 1000)
-    except ValueError:
-        return None
-
-
-def _import_mlflow() -> Any:
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("DO_NOT_TRACK", "true")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
-    for module in ("mlflow", "sqlalchemy", "alembic", "pydantic"):
-        warnings.filterwarnings("ignore", module=rf"{module}(\.|$)")
-    for name in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    from mlflow.tracking import MlflowClient
-
-    return MlflowClient
-
-
-@contextmanager
-def _one_at_a_time(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _points(data: bytes) -> Iterator[Any]:
@@ -428,6 +381,7 @@ def _mtime(path: Path) -> int:
         return int(time.time() * 1000)
 
 
-def _sentence(error: Exception) -> str:
+def sentence(error: Exception) -> str:
+    """An exception of the store in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:300] if lines else 'no message'}"

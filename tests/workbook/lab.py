@@ -1,8 +1,10 @@
 """A small workbook for tests: a conf folder with one phase, notebooks made in code, and the pipeline over them."""
 
+import json
 import shutil
 import textwrap
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +12,9 @@ import nbformat
 import yaml
 
 from dsv3lab.config import CONF
+from dsv3lab.workbook import Stage
+from dsv3lab.workbook.tracking import RUN_TAG
 
-DATA: dict[str, Any] = {
-    "name": "tiny",
-    "sequence_length": 16,
-    "min_document_bytes": 0,
-    "max_document_bytes": 1000,
-    "shuffle_seed": 0,
-    "tokenizer": {"vocab_size": 300, "train_bytes": 1000},
-    "domains": {
-        "text": {"weight": 1.0, "kind": "source", "packages": ["numpy"], "validation": ["numpy/lib"], "max_bytes": 1000}
-    },
-}
 OPEN = """
 import json, os, pathlib, signal, sys, time
 import dsv3lab.workbook as wb
@@ -51,7 +44,9 @@ def stage_cells(stage: str, *body: str, phase: str = "phase1", close: bool = Tru
     return [OPEN.format(phase=phase, stage=stage), *body, *([CLOSE] if close else [])]
 
 
-def gate(stage: str, metric: str, op: str, threshold: float, *, role: str = "error", severity: str = "block") -> dict[str, Any]:
+def gate(
+    stage: str, metric: str, op: str, threshold: float, *, role: str = "error", severity: str = "block"
+) -> dict[str, Any]:
     """One gate as it stands in conf/gates."""
     return {
         "stage": stage,
@@ -92,8 +87,6 @@ def write_conf(
     conf = root / "conf"
     if not conf.exists():
         shutil.copytree(CONF, conf)
-        shutil.rmtree(conf / "data", ignore_errors=True)
-        _write(conf / "data" / "local.yaml", DATA)
         (conf / "waivers.yaml").unlink(missing_ok=True)
     if gates is None:
         gates = {key: value for name in notebooks for key, value in gates_of(name).items()}
@@ -129,9 +122,97 @@ def write_conf(
 
 def the_run(runs: Path, phase: str = "phase1") -> Path:
     """The newest run folder of a phase."""
-    return sorted(path.parent for path in (runs / phase).glob("*/config.resolved.yaml"))[-1]
+    found = (runs / phase).glob("*/config.resolved.yaml")
+    return max(found, key=lambda path: path.stat().st_mtime_ns).parent
 
 
 def _write(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(value, sort_keys=False))
+
+
+def two_stages(root: Path, **options: Any) -> Path:
+    """A conf folder whose phase 1 has the stages a and b."""
+    notebooks = {name: write_notebook(root / f"{name}.ipynb", []) for name in ("a", "b")}
+    return write_conf(root, notebooks, **options)
+
+
+def four_phases(root: Path) -> Path:
+    """A conf folder whose four phases have one stage each; the fourth reads the second."""
+    for number in (1, 2, 3, 4):
+        path = write_notebook(root / f"{number}.ipynb", [])
+        gates = {f"p{number}_{key}": value for key, value in gates_of("only").items()}
+        needs = {"only": ["phase2/only"]} if number == 4 else {}
+        conf = write_conf(root, {"only": path}, number=number, gates=gates, needs=needs)
+    return conf
+
+
+Act = Callable[[Stage], None]
+
+
+def good(stage: Stage) -> None:
+    stage.metrics({"perf/tokens_per_s": 100.0, "quality/error": 0.001})
+
+
+def slow(stage: Stage) -> None:
+    stage.metrics({"perf/tokens_per_s": 1.0, "quality/error": 0.001})
+
+
+def fail(stage: Stage) -> None:
+    raise RuntimeError("broken on purpose")
+
+
+class InProcess:
+    """Stands for `process.Child` where papermill is not what is tested: the stage's function runs in this process."""
+
+    acts: dict[str, Act] = {}
+    calls: list[str] = []
+    hangs = False
+
+    def __init__(self, folder: Path, notebook: Path, *, runs: Path, stage: str) -> None:
+        self.folder, self.killed, self.asked = folder, False, False
+        self.calls.append(stage)
+        result: dict[str, Any] = {"status": "ok"}
+        try:
+            opened = Stage.open(stage, run_dir=str(folder))
+            opened.device("cpu", 1)
+            self.acts.get(stage, good)(opened)
+            opened.close()
+        except RuntimeError as error:
+            cell = {"index": 3, "execution_count": 2, "source": "fail(stage)"}
+            result = {
+                "status": "failed",
+                "ename": "RuntimeError",
+                "evalue": str(error),
+                "cell": cell,
+                "lines": ["last"],
+            }
+        (folder / "result.json").write_text(json.dumps(result))
+
+    def wait(self, seconds: float) -> int | None:
+        if self.hangs and not self.killed and not self.asked:
+            time.sleep(0.02)
+            return None
+        return 0
+
+    def ask_to_save(self) -> None:
+        self.asked = True
+        result = {"status": "preempted", "ename": "Preempted", "evalue": "saved"}
+        (self.folder / "result.json").write_text(json.dumps(result))
+
+    def kill_kernel(self) -> None:
+        self.killed = True
+        (self.folder / "result.json").write_text(json.dumps({"status": "dead_kernel", "ename": "DeadKernelError"}))
+
+    def end(self) -> int:
+        return 0
+
+
+def found(store: Any, query: str = "") -> dict[str, Any]:
+    """The runs of the experiment by their tag."""
+    experiment = store.get_experiment_by_name("dsv3lab")
+    if experiment is None:
+        return {}
+    listed = store.search_runs([experiment.experiment_id], filter_string=query)
+    assert len({run.data.tags[RUN_TAG] for run in listed}) == len(listed), "a run was made twice"
+    return {run.data.tags[RUN_TAG].partition("/")[2]: run for run in listed}

@@ -1,0 +1,116 @@
+"""What a pipeline prints at its end: the verdict table, where to look, and what to run next."""
+
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dsv3lab.config import ROOT
+from dsv3lab.workbook import notebook, report, verdict
+from dsv3lab.workbook import record as records
+from dsv3lab.workbook.arguments import PHASES, Prepared
+from dsv3lab.workbook.progress import clock
+from dsv3lab.workbook.record import PhaseRecord, StageOutcome
+
+PROMOTED, GATE_FAILED, USAGE, EXECUTION_ERROR, UPSTREAM_MISSING, PREEMPTED = 0, 1, 2, 3, 4, 75
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """How one phase ended."""
+
+    phase: str
+    status: int
+    seconds: float = 0.0
+    folder: Path | None = None
+    record: PhaseRecord | None = None
+    promoted: bool = False
+    reasons: tuple[str, ...] = ()
+
+
+def passes(outcome: StageOutcome) -> bool:
+    """Whether the stage finished and no blocking gate of it stands in the way."""
+    return not records.blockers([outcome], outcome.device)
+
+
+def print_phase(prepared: Prepared, finished: Finished) -> None:
+    """Verdict table, where to look, and what to run next."""
+    if finished.record is not None:
+        print()
+        print(verdict.table(finished.record.results, title=_headline(prepared, finished), **_terminal()))
+    for reason in finished.reasons:
+        print(f"  not promoted: {reason}")
+    _print_places([finished])
+    print(f"next:    {_next_command(prepared, finished)}")
+
+
+def print_all(prepared: Sequence[Prepared], finished: Sequence[Finished]) -> None:
+    """One table for all phases: a line for each, then every gate, where to look, and what to run next."""
+    print("\nverdict")
+    for index, one in enumerate(prepared):
+        done = finished[index] if index < len(finished) else None
+        print(f"  {_headline(one, done) if done else f'{one.config.phase.name}: not started'}")
+        for reason in done.reasons if done else ():
+            if done and done.status:
+                print(f"    {reason}")
+    results = [result for done in finished if done.record for result in done.record.results]
+    if results:
+        print()
+        print(verdict.table(results, **_terminal()))
+    _print_places(finished)
+    last = len(finished) - 1
+    print(f"next:    {_next_command(prepared[last], finished[last], part_of_all=True)}")
+
+
+def _headline(prepared: Prepared, finished: Finished) -> str:
+    """`phase1: promoted for 1 x cpu in 0:41, 8/8 gates pass`."""
+    record = finished.record
+    meaning = {
+        GATE_FAILED: "not promoted",
+        USAGE: "not started",
+        EXECUTION_ERROR: "not promoted: a stage did not finish",
+        UPSTREAM_MISSING: "not started: an upstream phase is not promoted",
+        PREEMPTED: "preempted: saved, run it again",
+        PROMOTED: f"passed; profile '{prepared.config.profile.name}' is never promoted",
+    }[finished.status]
+    if finished.promoted and record:
+        meaning = f"promoted for {record.scope.count} x {record.scope.kind}"
+    gates = f", {verdict.count(record.results)}" if record else ""
+    return f"{finished.phase}: {meaning} in {clock(finished.seconds)}{gates}"
+
+
+def _print_places(finished: Sequence[Finished]) -> None:
+    for done in finished:
+        if done.folder and (done.folder / report.NAME).is_file():
+            print(f"report:  {shown(done.folder / report.NAME)}")
+    print("compare: make ui")
+
+
+def _next_command(prepared: Prepared, finished: Finished, *, part_of_all: bool = False) -> str:
+    """What to run now."""
+    name, overrides = finished.phase, shlex.join(prepared.arguments.overrides)
+    suffix = f" {overrides}" if overrides else ""
+    number = PHASES.index(name)
+    if finished.status == PROMOTED:
+        if number + 1 < len(PHASES):
+            return f"{notebook.python()} pipelines/{PHASES[number + 1]}.py{suffix}"
+        return "dsv3lab verify"
+    if finished.status == UPSTREAM_MISSING:
+        return f"{notebook.python()} pipelines/{PHASES[number - 1]}.py{suffix}"
+    if part_of_all:
+        return f"{notebook.python()} pipelines/all.py --from {name}{suffix}"
+    failed = [o.name for o in finished.record.stages if not o.finished or not passes(o)] if finished.record else []
+    option = f" --only {failed[0]}" if len(failed) == 1 and finished.status != PREEMPTED else ""
+    return f"{notebook.python()} pipelines/{name}.py{option}{suffix}"
+
+
+def _terminal() -> dict[str, Any]:
+    return {"width": shutil.get_terminal_size((120, 24)).columns, "colour": sys.stdout.isatty()}
+
+
+def shown(path: Path) -> str:
+    """A path relative to the checkout where it lies in it: shorter, and good to click."""
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)

@@ -1,0 +1,369 @@
+"""The pipeline: order, failures, reuse, signals, limits, exit statuses, and what is recorded whatever happens."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from dsv3lab.config import ConfigError, nearest
+from dsv3lab.workbook import Stage, pipeline, promotion, record, verify
+from dsv3lab.workbook.compose import compose
+from dsv3lab.workbook.process import locked
+from tests.workbook import lab
+from tests.workbook.lab import InProcess, fail, four_phases, good, slow, two_stages
+
+
+@pytest.fixture
+def conf(tmp_path: Path, runs: Path) -> Path:
+    """Phase 1 with two stages that do not need each other."""
+    return two_stages(tmp_path)
+
+
+def read(runs: Path, phase: str = "phase1") -> record.PhaseRecord:
+    return record.read(lab.the_run(runs, phase))
+
+
+def statuses(runs: Path) -> dict[str, str]:
+    return {stage.name: stage.status for stage in read(runs).stages}
+
+
+def test_all_pass_and_the_phase_is_promoted(conf: Path, runs: Path, child: type, capsys: Any) -> None:
+    assert pipeline.main(["phase1"], conf=conf) == 0
+    folder = lab.the_run(runs)
+    assert (folder / "report.html").is_file() and (folder / "promotion.json").is_file()
+    assert [line.phase for line in promotion.read_chain(runs)] == ["phase1"]
+    assert verify.verify(runs).problems == []
+    out = capsys.readouterr().out
+    assert re.search(r"✓ phase1/a +0:00  2/2 gates pass", out)
+    assert "promoted for 1 x cpu" in out and "pipelines/phase2.py" in out and "make ui" in out
+
+
+def test_a_failed_gate_is_1(conf: Path, runs: Path, child: type[InProcess], capsys: Any) -> None:
+    child.acts = {"phase1/a": slow}
+    assert pipeline.main(["phase1"], conf=conf) == 1
+    assert statuses(runs) == {"a": "ok", "b": "ok"} and promotion.read_chain(runs) == []
+    out = capsys.readouterr().out
+    assert "not promoted: gate a_speed: fail" in out and "--only a" in out
+
+
+def test_a_broken_stage_is_3_and_the_others_still_run(
+    conf: Path, runs: Path, child: type[InProcess], capsys: Any
+) -> None:
+    child.acts = {"phase1/a": fail, "phase1/b": slow}
+    assert pipeline.main(["phase1", "train.seed=7"], conf=conf) == 3
+    assert statuses(runs) == {"a": "failed", "b": "ok"}
+    out = capsys.readouterr().out
+    for words in ("fail(stage)", "last lines", "pipelines/phase1.py --only a train.seed=7", "RuntimeError: broken"):
+        assert words in out
+    assert {result.status for result in read(runs).results} == {"error", "fail", "pass"}
+    assert (lab.the_run(runs) / "report.html").is_file()
+
+
+def test_needs_come_first_and_a_missing_one_stops_only_who_needs_it(
+    tmp_path: Path, runs: Path, child: type[InProcess], capsys: Any
+) -> None:
+    notebooks = {name: lab.write_notebook(tmp_path / f"{name}.ipynb", []) for name in ("a", "b", "c")}
+    needs = {"a": ["phase1/b"]}
+    conf = lab.write_conf(tmp_path, notebooks, needs=needs)
+    child.acts = {"phase1/a": lambda stage: (stage.need("phase1/b"), good(stage))[1]}
+    assert pipeline.main(["phase1"], conf=conf) == 0
+    assert child.calls == ["phase1/b", "phase1/a", "phase1/c"]
+    child.acts = {"phase1/b": fail}
+    assert pipeline.main(["phase1"], conf=conf) == 3
+    assert statuses(runs) == {"a": "not_run", "b": "failed", "c": "ok"}
+    assert "needs phase1/b, which is failed" in capsys.readouterr().out
+
+
+def test_stages_that_need_each_other_are_refused(tmp_path: Path, runs: Path, capsys: Any) -> None:
+    conf = two_stages(tmp_path, needs={"a": ["phase1/b"], "b": ["phase1/a"]})
+    assert pipeline.main(["phase1"], conf=conf) == 2
+    assert "need each other" in capsys.readouterr().err
+    two_stages(tmp_path, needs={"a": ["phase1/bb"]})
+    assert pipeline.main(["phase1"], conf=conf) == 2
+    assert "did you mean 'b'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["phase1", "--plna"], "did you mean '--plan'"),
+        (["phase1", "--only", "aa"], "did you mean 'a'"),
+        (["phase1", "--from=bb"], "did you mean 'b'"),
+        (["phase1", "--only"], "name the stage"),
+        (["phase1", "--only", "a", "--from", "b"], "exclude each other"),
+        (["phase1", "trian.seed=1"], "did you mean 'train'"),
+        (["phase1", "train.sede=1"], "did you mean 'seed'"),
+        (["phase1", "train.seed=abc"], "train.seed"),
+        (["phase1", "plan"], "'--plan'"),
+        (["phase1", "seed"], "key=value"),
+        (["phse1"], "did you mean 'phase1'"),
+        ([], "phase1"),
+    ],
+)
+def test_what_is_mistyped_is_2_with_the_nearest_name(
+    conf: Path, runs: Path, words: list[str], hint: str, capsys: Any
+) -> None:
+    assert pipeline.main(words, conf=conf) == 2
+    error = capsys.readouterr().err
+    assert hint in error and "Traceback" not in error and len(error.splitlines()) == 1
+    assert list(runs.iterdir()) == []
+
+
+def test_the_plan_shows_everything_and_runs_nothing(
+    conf: Path, runs: Path, child: type[InProcess], capsys: Any
+) -> None:
+    assert pipeline.main(["phase1", "--plan"], conf=conf) == 0
+    out = capsys.readouterr().out
+    for words in ("1. phase1/a", "a_speed", "perf/tokens_per_s >= 10 1", "source: policy: a test", "target: It runs"):
+        assert words in out
+    assert child.calls == [] and list(runs.iterdir()) == []
+
+
+def test_without_its_upstream_a_phase_is_4(tmp_path: Path, runs: Path, child: type[InProcess], capsys: Any) -> None:
+    notebooks = {"a": lab.write_notebook(tmp_path / "a.ipynb", [])}
+    conf = lab.write_conf(tmp_path, notebooks, number=2)
+    assert pipeline.main(["phase2"], conf=conf) == 4
+    assert "phase1 is not promoted" in capsys.readouterr().err
+    assert child.calls == [] and not list((runs / "phase2").glob("2*"))
+
+
+def test_a_profile_that_never_promotes_is_0_when_all_passes(
+    conf: Path, runs: Path, child: type[InProcess], capsys: Any
+) -> None:
+    assert pipeline.main(["phase1", "profile=ci"], conf=conf) == 0
+    assert "never promoted" in capsys.readouterr().out
+    assert not (runs / "promotions.jsonl").exists()
+    child.acts = {"phase1/b": slow}
+    assert pipeline.main(["phase1", "profile=ci"], conf=conf) == 1
+
+
+def test_only_reuses_what_is_still_valid(conf: Path, runs: Path, child: type[InProcess], capsys: Any) -> None:
+    child.acts = {"phase1/b": fail}
+    assert pipeline.main(["phase1"], conf=conf) == 3
+    first = lab.the_run(runs)
+    child.acts, child.calls = {}, []
+    assert pipeline.main(["phase1", "--only", "b"], conf=conf) == 0
+    assert child.calls == ["phase1/b"] and statuses(runs) == {"a": "reused", "b": "ok"}
+    assert f"reused from {first.name}" in capsys.readouterr().out
+    assert os.path.samefile(first / "a" / "stage.json", lab.the_run(runs) / "a" / "stage.json")
+    assert verify.verify(runs).problems == [] and len(promotion.read_chain(runs)) == 1
+    child.calls = []
+    assert pipeline.main(["phase1", "--from", "phase1/a"], conf=conf) == 0
+    assert child.calls == ["phase1/a", "phase1/b"]
+
+
+def test_only_never_reuses_what_differs_or_did_not_pass(
+    conf: Path, runs: Path, child: type[InProcess], capsys: Any
+) -> None:
+    child.acts = {"phase1/a": slow}
+    assert pipeline.main(["phase1"], conf=conf) == 1
+    assert pipeline.main(["phase1", "--only", "b"], conf=conf) == 1
+    assert "did not pass (gate a_speed" in capsys.readouterr().out
+    child.acts = {}
+    assert pipeline.main(["phase1"], conf=conf) == 0
+    assert pipeline.main(["phase1", "--only", "b", "train.seed=5"], conf=conf) == 1
+    assert "the configuration was another" in capsys.readouterr().out
+    assert pipeline.main(["phase1"], conf=conf) == 0
+    damaged = lab.the_run(runs)
+    with open(damaged / "a" / "metrics.jsonl", "a") as file:
+        file.write("\n")
+    for path in (runs / "phase1").glob("*/record.json"):
+        if path.parent != damaged:
+            path.unlink()
+    capsys.readouterr()
+    assert pipeline.main(["phase1", "--only", "b"], conf=conf) == 1
+    assert "a/metrics.jsonl changed since it was recorded" in capsys.readouterr().out
+
+
+def test_a_second_pipeline_is_refused_and_a_dead_ones_lock_is_not(
+    conf: Path, runs: Path, child: type[InProcess], capsys: Any
+) -> None:
+    lock = runs / "phase1" / ".lock"
+    with locked(lock, what="phase1"):
+        assert pipeline.main(["phase1"], conf=conf) == 2
+    error = capsys.readouterr().err
+    assert "already running" in error and len(error.splitlines()) == 1 and child.calls == []
+    lock.write_text("999999\n")
+    assert pipeline.main(["phase1"], conf=conf) == 0
+
+
+def test_sigterm_saves_records_and_is_75(conf: Path, runs: Path, child: type[InProcess], capsys: Any) -> None:
+    child.hangs = True
+    child.acts = {"phase1/a": lambda stage: os.kill(os.getpid(), signal.SIGTERM)}
+    assert pipeline.main(["phase1"], conf=conf) == 75
+    assert statuses(runs) == {"a": "preempted", "b": "not_run"}
+    out = capsys.readouterr().out
+    assert "asked the notebook to save" in out and "interrupted by SIGTERM" in out
+    assert (lab.the_run(runs) / "report.html").is_file() and promotion.read_chain(runs) == []
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_second_signal_kills(conf: Path, runs: Path, child: type[InProcess], monkeypatch: pytest.MonkeyPatch) -> None:
+    child.hangs = True
+    monkeypatch.setattr(child, "ask_to_save", lambda self: os.kill(os.getpid(), signal.SIGINT))
+    child.acts = {"phase1/a": lambda stage: os.kill(os.getpid(), signal.SIGINT)}
+    assert pipeline.main(["phase1"], conf=conf) == 75
+    assert read(runs).stages[0].error == "killed by a second signal while saving"
+
+
+def test_the_limit_ends_a_stage(tmp_path: Path, runs: Path, child: type[InProcess], capsys: Any) -> None:
+    conf = two_stages(tmp_path, limit_s=1.0)
+    child.hangs = True
+    assert pipeline.main(["phase1"], conf=conf) == 3
+    assert set(statuses(runs).values()) == {"timeout"}
+    assert "not done within its limit of 1 s" in capsys.readouterr().out
+
+
+def test_a_missing_notebook_is_a_failure(conf: Path, runs: Path, child: type, tmp_path: Path) -> None:
+    (tmp_path / "a.ipynb").unlink()
+    assert pipeline.main(["phase1"], conf=conf) == 3
+    assert "there is no such notebook" in read(runs).stages[0].error
+
+
+def test_a_disk_that_fails_in_the_middle_is_recorded(
+    conf: Path, runs: Path, child: type[InProcess], capsys: Any
+) -> None:
+    def full(stage: Stage) -> None:
+        raise OSError(28, "No space left on device")
+
+    child.acts = {"phase1/b": full}
+    assert pipeline.main(["phase1"], conf=conf) == 3
+    assert statuses(runs) == {"a": "ok", "b": "not_run"} and promotion.read_chain(runs) == []
+    assert "No space left" in capsys.readouterr().err
+
+
+def test_all_four_phases_end_in_one_table(tmp_path: Path, runs: Path, child: type[InProcess], capsys: Any) -> None:
+    conf = four_phases(tmp_path)
+    child.acts = {"phase4/only": lambda stage: (stage.need("phase2/only"), good(stage))[1]}
+    assert pipeline.main_all([], conf=conf) == 0
+    out = capsys.readouterr().out
+    assert len(re.findall(r"phase\d: promoted for 1 x cpu", out)) == 4
+    assert out.count("compare: make ui") == out.count("next:    ") == out.count("8/8 gates pass") == 1
+    assert out.count("report: ") == 4 and "next:    dsv3lab verify" in out
+    assert [line.phase for line in promotion.read_chain(runs)] == list(arguments.PHASES)
+    assert verify.verify(runs).problems == []
+
+
+def test_all_stops_at_the_first_phase_that_fails(
+    tmp_path: Path, runs: Path, child: type[InProcess], capsys: Any
+) -> None:
+    conf = four_phases(tmp_path)
+    child.acts = {"phase2/only": slow}
+    assert pipeline.main_all(["profile=ci"], conf=conf) == 1
+    out = capsys.readouterr().out
+    assert child.calls == ["phase1/only", "phase2/only"]
+    assert "phase3: not started" in out and "--from phase2 profile=ci" in out
+    child.acts, child.calls = {}, []
+    assert pipeline.main_all(["--from", "phase2", "profile=ci"], conf=conf) == 0
+    assert child.calls == ["phase2/only", "phase3/only", "phase4/only"]
+
+
+@pytest.mark.parametrize("words", [["--only", "mla"], ["--from", "phase5"], ["trian.seed=1"]])
+def test_all_refuses_before_anything_runs(tmp_path: Path, runs: Path, child: type[InProcess], words: list[str]) -> None:
+    assert pipeline.main_all(words, conf=four_phases(tmp_path)) == 2
+    assert child.calls == []
+
+
+def test_flags_have_nearest_names() -> None:
+    with pytest.raises(ConfigError, match=re.escape(nearest("--form", arguments.FLAGS))):
+        arguments.parse(["--form", "a"])
+    assert arguments.parse(["--only=a", "x.y=1", "~z"]) == arguments.Arguments(overrides=("x.y=1", "~z"), only="a")
+
+
+def test_the_real_configuration_has_an_order() -> None:
+    for number in (1, 2, 3, 4):
+        config, _ = compose([], phase=number)
+        assert sorted(arguments.stage_order(config)) == sorted(config.phase.stages)
+
+
+# From here on through papermill, with a pipeline in a process of its own.
+
+RUN = """
+import sys
+from pathlib import Path
+from dsv3lab.workbook import pipeline, progress
+first = progress.StageLine.__init__
+def seen(*args, **kwargs):
+    first(*args, **kwargs)
+    heavy = {"jax", "mlflow", "papermill", "matplotlib", "pandas", "nbconvert"} & set(sys.modules)
+    print("heavy at the first line:", sorted(heavy), flush=True)
+progress.StageLine.__init__ = seen
+status = pipeline.main(sys.argv[2:], conf=Path(sys.argv[1]))
+print("jax at the end:", "jax" in sys.modules)
+sys.exit(status)
+"""
+
+
+def start(conf: Path, *words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", RUN, str(conf), *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.limit(90)  # two kernels
+def test_real_notebooks_raise_and_write_nan(tmp_path: Path, runs: Path) -> None:
+    bodies = {"nan": lab.GOOD + '\nstage.metric("quality/error", float("nan"))', "bad": "1/0"}
+    notebooks = {
+        name: lab.write_notebook(tmp_path / f"{name}.ipynb", lab.stage_cells(name, body))
+        for name, body in bodies.items()
+    }
+    process = start(lab.write_conf(tmp_path, notebooks), "phase1")
+    output, _ = process.communicate(timeout=85)
+    assert process.returncode == 3, output
+    assert "heavy at the first line: []" in output and "jax at the end: False" in output
+    assert "ZeroDivisionError: division by zero" in output and "executed notebook: " in output
+    results = {result.gate_id: result.status for result in read(runs).results}
+    assert (results["nan_speed"], results["nan_error"], results["bad_error"]) == ("pass", "error", "error")
+    page = (lab.the_run(runs) / "nan" / "executed.html").read_text()
+    assert "1/2 gates pass" in page  # the notebook's own preview
+
+
+@pytest.mark.limit(90)  # a kernel and its limit
+def test_a_hanging_notebook_and_its_children_are_ended(tmp_path: Path, runs: Path) -> None:
+    body = """
+    import os, pathlib, subprocess, sys, time
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    pathlib.Path(run_dir, "pids").write_text(f"{os.getpid()} {child.pid}")
+    time.sleep(600)
+    """
+    path = lab.write_notebook(tmp_path / "hang.ipynb", [body])
+    process = start(lab.write_conf(tmp_path, {"hang": path}, limit_s=25.0), "phase1")
+    output, _ = process.communicate(timeout=85)
+    assert process.returncode == 3, output
+    folder = lab.the_run(runs)
+    assert not [pid for pid in map(int, (folder / "hang" / "pids").read_text().split()) if psutil.pid_exists(pid)]
+    assert statuses(runs) == {"hang": "timeout"}
+    assert json.loads((folder / "hang" / "result.json").read_text())["cell"]["index"] == 3
+    assert "over its limit of 25 s" in output and "time.sleep(600)" in output
+
+
+@pytest.mark.limit(90)  # a kernel that saves
+def test_sigterm_to_the_pipeline_reaches_training(tmp_path: Path, runs: Path) -> None:
+    body = """
+    import pathlib, signal, time
+    class Preempted(Exception): pass
+    def save(*_):
+        pathlib.Path(run_dir, "checkpoint").write_text("saved")
+        raise Preempted("saved at step 3")
+    signal.signal(signal.SIGTERM, save)
+    pathlib.Path(run_dir, "ready").touch()
+    time.sleep(600)
+    """
+    path = lab.write_notebook(tmp_path / "train.ipynb", [body])
+    process = start(lab.write_conf(tmp_path, {"train": path}), "phase1")
+    until = time.monotonic() + 60
+    while not list(runs.glob("phase1/*/train/ready")):
+        assert time.monotonic() < until and process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, output
+    assert statuses(runs) == {"train": "preempted"} and "saved at step 3" in output
+    assert (lab.the_run(runs) / "train" / "checkpoint").read_text() == "saved"
