@@ -125,9 +125,10 @@ def random_model(config: configs.ModelConfig, *, seed: int = 0) -> Any:
     rng = np.random.default_rng(seed)
 
     def fill(path: Any, leaf: Any) -> Any:
-        if path[-1].name == "bias":
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        if name.endswith(".bias"):
             values = np.zeros(leaf.shape)
-        elif path[-2].name.endswith("norm") if len(path) > 1 else False:
+        elif name.endswith("norm.weight"):
             values = np.ones(leaf.shape)
         else:
             values = rng.normal(scale=config.initializer_range, size=leaf.shape)
