@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from dsv3lab.config import ConfigError, nearest
-from dsv3lab.workbook import Stage, pipeline, promotion, record, verify
+from dsv3lab.workbook import Stage, arguments, pipeline, promotion, record, verify
 from dsv3lab.workbook.compose import compose
 from dsv3lab.workbook.process import locked
 from tests.workbook import lab
