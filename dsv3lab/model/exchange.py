@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dsv3lab.model.varying import align
@@ -39,24 +38,20 @@ def _combine(rows: Array, source: Array, place: Array) -> Array:
 
 # Each is the transpose of the other. Left to itself JAX transposes a gather into a scatter-add, which is slow;
 # for a permutation it is the gather by the inverse.
-def _no_tangent(index: Array) -> np.ndarray:
-    return np.zeros(index.shape, jax.dtypes.float0)
-
-
 def _collect_fwd(x: Array, source: Array, place: Array) -> tuple[Array, tuple[Array, Array]]:
     return _collect(x, source, place), (source, place)
 
 
-def _collect_bwd(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, np.ndarray, np.ndarray]:
-    return _combine(cotangent, *saved), _no_tangent(saved[0]), _no_tangent(saved[1])
+def _collect_bwd(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, None, None]:
+    return _combine(cotangent, *saved), None, None
 
 
 def _combine_fwd(rows: Array, source: Array, place: Array) -> tuple[Array, tuple[Array, Array]]:
     return _combine(rows, source, place), (source, place)
 
 
-def _combine_bwd(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, np.ndarray, np.ndarray]:
-    return _collect(cotangent, *saved), _no_tangent(saved[0]), _no_tangent(saved[1])
+def _combine_bwd(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, None, None]:
+    return _collect(cotangent, *saved), None, None
 
 
 _collect.defvjp(_collect_fwd, _collect_bwd)

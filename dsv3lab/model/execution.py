@@ -9,10 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
+from dsv3lab.model.causal import causal_attention
 from dsv3lab.model.exchange import local_exchange
 from dsv3lab.model.grouped import grouped_matmul
 
@@ -25,29 +24,6 @@ def matmul(x: Float[Array, "... inner"], w: Float[Array, "inner outer"]) -> Floa
 def identity(x: Any) -> Any:
     """`x` as it is: the collective of one device."""
     return x
-
-
-def visible(seq: int, segments: Int[Array, "batch seq"] | None) -> Bool[Array, "#batch 1 seq seq"]:
-    """Which key (last axis) each query may see: none after it, none of another segment."""
-    causal = jnp.tril(jnp.ones((seq, seq), bool))[None, None]
-    if segments is None:
-        return causal
-    return causal & (segments[:, None, :, None] == segments[:, None, None, :])
-
-
-def attention(
-    query: Float[Array, "batch seq heads qk"],
-    key: Float[Array, "batch seq heads qk"],
-    value: Float[Array, "batch seq heads v"],
-    *,
-    scale: float,
-    segments: Int[Array, "batch seq"] | None,
-) -> Float[Array, "batch seq heads v"]:
-    """Causal softmax attention, softmax in float32; order in the sequence decides what is the past, not positions."""
-    scores = jnp.einsum("bqhd,bkhd->bhqk", query * scale, key).astype(jnp.float32)
-    scores = jnp.where(visible(query.shape[1], segments), scores, -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
 
 
 @dataclass(frozen=True)
@@ -70,7 +46,7 @@ class Execution:
     matmul: Callable[..., Array] = matmul
     grouped_matmul: Callable[..., Array] = grouped_matmul
     exchange: Callable[..., Array] = local_exchange
-    attention: Callable[..., Array] = attention
+    attention: Callable[..., Array] = causal_attention
     sum_tp: Callable[[Array], Array] = identity
     gather_seq: Callable[[Array], Array] = identity
     scatter_seq: Callable[[Array], Array] = identity
@@ -81,6 +57,9 @@ class Execution:
 
 LOCAL = Execution()
 
-# The same mathematics with every product visible in the trace, for counting FLOPs: the fast CPU path loops over as
-# many blocks as there are rows to fill, a number that a trace does not hold.
-COUNTABLE = Execution(grouped_matmul=ft.partial(grouped_matmul, implementation="ragged"))
+# The same mathematics with every product visible in the trace, for counting FLOPs: the fast CPU paths leave out what
+# the causal mask hides, and loop over as many blocks as there are rows to fill, a number that a trace does not hold.
+COUNTABLE = Execution(
+    grouped_matmul=ft.partial(grouped_matmul, implementation="ragged"),
+    attention=ft.partial(causal_attention, implementation="reference"),
+)

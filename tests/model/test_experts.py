@@ -1,0 +1,73 @@
+"""Dropless experts: every grouped product and the local exchange against the slow truth."""
+
+import functools as ft
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from dsv3lab.model.exchange import expert_order, local_exchange
+from dsv3lab.model.grouped import BLOCK, grouped_matmul
+from tests.tolerances import GROUPED_ATOL, MODEL_ATOL
+
+ROWS, INNER, OUTER, EXPERTS = 2 * BLOCK + 44, 6, 5, 4
+RNG = np.random.default_rng(0)
+X = jnp.asarray(RNG.normal(size=(ROWS, INNER)), jnp.float32)
+W = jnp.asarray(RNG.normal(size=(EXPERTS, INNER, OUTER)), jnp.float32)
+DY = jnp.asarray(RNG.normal(size=(ROWS, OUTER)), jnp.float32)
+
+
+@ft.cache
+def product(implementation: str | None):
+    def both(sizes: jax.Array) -> tuple[jax.Array, ...]:
+        y, pull = jax.vjp(lambda x, w: grouped_matmul(x, w, sizes, implementation=implementation), X, W)
+        return y, *pull(DY)
+
+    return jax.jit(both)
+
+
+@given(cuts=st.lists(st.integers(0, ROWS), min_size=EXPERTS - 1, max_size=EXPERTS - 1))
+@example(cuts=[0, 0, 0])
+@example(cuts=[ROWS, ROWS, ROWS])
+@example(cuts=[0, BLOCK, BLOCK])
+@example(cuts=[BLOCK - 1, BLOCK, 2 * BLOCK + 1])
+@settings(deadline=None, max_examples=40)
+def test_implementations_agree_for_groups_of_any_size(cuts: list[int]) -> None:
+    sizes = jnp.asarray(np.diff([0, *sorted(cuts), ROWS]), jnp.int32)
+    truth = product("reference")(sizes)
+    for implementation in ("ragged", "blocked", None):
+        for name, a, b in zip(("y", "dx", "dw"), product(implementation)(sizes), truth, strict=True):
+            np.testing.assert_allclose(a, b, atol=GROUPED_ATOL, err_msg=f"{implementation}: {name}")
+
+
+def test_order_is_a_stable_sort_and_place_its_inverse() -> None:
+    ids = jnp.asarray(RNG.integers(0, EXPERTS, (9, 2)), jnp.int32)
+    source, place, sizes = expert_order(ids, num_experts=EXPERTS)
+    np.testing.assert_array_equal(source, np.argsort(np.asarray(ids).ravel(), kind="stable"))
+    np.testing.assert_array_equal(np.asarray(place).ravel()[np.asarray(source)], np.arange(18))
+    np.testing.assert_array_equal(sizes, np.bincount(np.asarray(ids).ravel(), minlength=EXPERTS))
+
+
+def test_exchange_is_the_gated_sum_over_chosen_experts_with_its_gradient() -> None:
+    tokens, top = 7, 2
+    x, gates = X[:tokens], jnp.asarray(RNG.uniform(size=(tokens, top)), jnp.float32)
+    ids = jnp.asarray([RNG.choice(EXPERTS, top, replace=False) for _ in range(tokens)], jnp.int32)
+    square = W[:, :, :1] * jnp.ones(INNER)
+
+    def sorted_sum(x: jax.Array, gates: jax.Array, w: jax.Array) -> jax.Array:
+        def expert_fn(rows: jax.Array, row_gates: jax.Array, sizes: jax.Array) -> jax.Array:
+            return jnp.tanh(grouped_matmul(rows, w, sizes)) * row_gates[:, None]
+
+        return local_exchange(expert_fn, x, ids, gates, num_experts=EXPERTS)
+
+    def plain_sum(x: jax.Array, gates: jax.Array, w: jax.Array) -> jax.Array:
+        return jnp.einsum("tk,tko->to", gates, jnp.tanh(jnp.einsum("ti,tkio->tko", x, w[ids])))
+
+    weights = DY[:tokens, :1]
+    both = [
+        jax.jit(jax.value_and_grad(lambda *a, f=f: jnp.sum(f(*a) * weights), argnums=(0, 1, 2)))(x, gates, square)
+        for f in (sorted_sum, plain_sum)
+    ]
+    jax.tree.map(ft.partial(np.testing.assert_allclose, atol=MODEL_ATOL, rtol=MODEL_ATOL), *both)
