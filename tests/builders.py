@@ -67,17 +67,18 @@ def run_config(
     *, model: configs.ModelConfig | None = None, train: configs.TrainConfig | None = None
 ) -> configs.RunConfig:
     """A whole run around a tiny model and training."""
+    model = model or model_config()
     domain = configs.DomainConfig(weight=1.0, kind="source", packages=("x",), validation=("y",), max_bytes=1000)
     seed = SeedConfig(weeks="", infrastructure=(), resources={}, targets=(), ref="")
     return configs.RunConfig(
-        model=model or model_config(),
+        model=model,
         data=configs.DataConfig(
             name="tiny",
             sequence_length=SEQUENCE_LENGTH,
             min_document_bytes=1,
             max_document_bytes=100_000,
             shuffle_seed=0,
-            tokenizer=TokenizerConfig(vocab_size=64, train_bytes=1000),
+            tokenizer=TokenizerConfig(vocab_size=model.vocab_size, train_bytes=1000),
             domains={"prose": domain, "code": replace(domain, weight=3.0)},
         ),
         train=train or train_config(),
@@ -88,6 +89,7 @@ def run_config(
             name="test",
             promotes=False,
             bench_repeats=1,
+            bench_tokens=128,
             routing_steps=1,
             resume_steps=4,
             parallel_steps=1,

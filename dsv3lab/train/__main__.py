@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from dsv3lab.config import ConfigError, RunConfig, build, read_yaml
-from dsv3lab.data import open_dataset
+from dsv3lab.data import DataError, open_dataset
 from dsv3lab.train.checkpoint import CheckpointError
 from dsv3lab.train.loop import Preempted, fit
 
@@ -14,7 +14,7 @@ USAGE, ERROR, PREEMPTED = 2, 3, 75
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train as the arguments say; the exit status is 0, 2 (configuration), 3 (checkpoint) or 75 (stopped, saved)."""
+    """Train as the arguments say; the exit status is 0, 2 (configuration), 3 (checkpoint or data) or 75 (stopped, saved)."""
     parser = argparse.ArgumentParser(prog="python -m dsv3lab.train", description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="resolved configuration (YAML) of the run")
     parser.add_argument("--data", type=Path, required=True, help="folder of the prepared dataset")
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Preempted as stopped:
         print(stopped, flush=True)
         return PREEMPTED
-    except (ConfigError, CheckpointError) as error:
+    except (ConfigError, CheckpointError, DataError) as error:
         print(error, file=sys.stderr)
         return USAGE if isinstance(error, ConfigError) else ERROR
     print(f"{'done' if result.finished else 'stopped'} after step {result.steps}: {result.checkpoint}")

@@ -1,13 +1,14 @@
 """The training loop: resumes, steps, reports, saves, and ends at a token budget."""
 
 import fcntl
+import functools as ft
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsv3lab.config import ConfigError, RunConfig, plain, runs_dir
+from dsv3lab.config import ConfigError, ModelConfig, RunConfig, TrainConfig, plain, runs_dir
 from dsv3lab.measure import matmul_peak
-from dsv3lab.model import LOCAL, Execution
+from dsv3lab.model import DeepSeek, Execution
+from dsv3lab.parallel import make_execution
 from dsv3lab.plan import flops_per_token
 from dsv3lab.train import checkpoint, validation
 from dsv3lab.train.metrics import Clock, duration, of_report
@@ -84,9 +86,8 @@ def fit(
 
 
 def execution_of(config: RunConfig) -> Execution:
-    """The local execution with the run's choices of rematerialisation and of scanned layers."""
-    remat = jax.checkpoint if config.train.remat == "full" else LOCAL.remat
-    return replace(LOCAL, remat=remat, scan=config.train.scan_layers)
+    """The execution on one device with the run's choices of rematerialisation and of scanned layers."""
+    return make_execution(config.parallel, remat=config.train.remat, scan=config.train.scan_layers)
 
 
 def identity(config: RunConfig, data_digest: str) -> dict[str, Any]:
@@ -105,10 +106,35 @@ def identity(config: RunConfig, data_digest: str) -> dict[str, Any]:
 
 def use_compilation_cache() -> None:
     """Keep compiled programs in `$JAX_COMPILATION_CACHE_DIR`, or else below the runs folder."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
         jax.config.update("jax_compilation_cache_dir", str(runs_dir() / "cache" / "jax"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@ft.lru_cache(maxsize=4)
+def _programs(
+    model: ModelConfig, train: TrainConfig, *, length: int, execution: Execution, eval_batch: int
+) -> tuple[Any, Any]:
+    """The training step and the validation losses, compiled ahead and kept for the next run of this process.
+
+    Compiled ahead, so that compilation is no part of any step's time.
+    """
+    state = jax.eval_shape(lambda: TrainState.init(model, train, sequence_length=length))
+
+    def step(state: TrainState, windows: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+        return train_step(state, windows, config=train, sequence_length=length, execution=execution)
+
+    def losses(model: DeepSeek, windows: jax.Array) -> jax.Array:
+        return validation.window_losses(model, windows, chunk=train.loss.vocab_chunk, execution=execution)
+
+    def windows(batch: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((batch, length + 1), jnp.int32)
+
+    return (
+        jax.jit(step, donate_argnums=0).lower(state, windows(train.batch_size)).compile(),
+        jax.jit(losses).lower(state.model, windows(eval_batch)).compile(),
+    )
 
 
 class _Run:
@@ -160,23 +186,14 @@ class _Run:
         )
 
     def _prepare(self) -> None:
-        """Compile ahead, so that compilation is no part of any step, and measure this process's roof."""
-        execution = execution_of(self.config)
+        """Compile, choose the validation windows, and measure this process's roof."""
         start = time.perf_counter()
-        step = jax.jit(
-            lambda state, windows: train_step(
-                state, windows, config=self.train, sequence_length=self.length, execution=execution
-            ),
-            donate_argnums=0,
-        )
-        windows = jax.ShapeDtypeStruct((self.train.batch_size, self.length + 1), jnp.int32)
-        self.step = step.lower(self.state, windows).compile()
-        self.validate = validation.compile_losses(
-            self.state.model,
-            batch=self.config.eval.batch_size,
+        self.step, self.validate = _programs(
+            self.config.model,
+            self.train,
             length=self.length,
-            chunk=self.train.loss.vocab_chunk,
-            execution=execution,
+            execution=execution_of(self.config),
+            eval_batch=self.config.eval.batch_size,
         )
         compile_s = time.perf_counter() - start
         self.weights = {name: domain.weight for name, domain in self.config.data.domains.items()}

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dsv3lab.config import LossConfig
-from dsv3lab.model import LOCAL, DeepSeek, Execution, align
+from dsv3lab.model import LOCAL, DeepSeek, Execution, Output, align
 
 
 def token_losses(
@@ -88,7 +88,7 @@ def _nll(hidden: Array, targets: Array, *, head: Array) -> tuple[Array, Array, A
     return nll, exponential / total, hit
 
 
-def _chunks(arrays: tuple[Array, ...], chunk: int) -> tuple[Array, ...]:
+def _chunks(arrays: tuple[Array, ...], chunk: int) -> Any:
     """Each array [tokens, ...] as [chunks, chunk, ...], padded with zeros (so with weight 0) at the end."""
     tokens = arrays[0].shape[0]
     chunk = min(chunk, tokens)
@@ -128,6 +128,33 @@ def shifted_targets(
     return targets, jnp.broadcast_to(mask, targets.shape)
 
 
+def of_output(
+    output: Output,
+    head: Float[Array, "width vocab"],
+    windows: Int[Array, "batch seq_plus_one"],
+    *,
+    config: LossConfig,
+) -> tuple[Float[Array, ""], Losses]:
+    """The objective L_main + lambda / D * sum_k L_MTP^k + alpha * balance (Eq. 25 and 17) of a forward pass.
+
+    Every depth divides by T, the length of the sequence, although depth k has only T - k terms (Eq. 24).
+
+    Returns:
+        the total, to be differentiated, and its parts.
+    """
+    batch, length, width = output.hidden.shape
+    by_depth = []
+    for depth, hidden in enumerate((output.hidden, *output.mtp)):
+        targets, mask = shifted_targets(windows, depth)
+        weights = mask.ravel() / (batch * length)
+        flat = hidden.reshape(-1, width)
+        by_depth.append(vocabulary_loss(flat, head, targets.ravel(), weights, chunk=config.vocab_chunk))
+    main, *mtp = by_depth
+    mtp_mean = sum(mtp[1:], mtp[0]) / len(mtp) if mtp else 0.0 * main
+    total = main + config.mtp_weight * mtp_mean + config.balance_alpha * output.balance
+    return total, Losses(total=total, main=main, mtp=mtp_mean, balance=output.balance, loads=output.loads)
+
+
 def compute(
     model: DeepSeek,
     windows: Int[Array, "batch seq_plus_one"],
@@ -135,31 +162,9 @@ def compute(
     config: LossConfig,
     execution: Execution = LOCAL,
 ) -> tuple[Float[Array, ""], Losses]:
-    """The objective L_main + lambda / D * sum_k L_MTP^k + alpha * balance (Eq. 25 and 17).
-
-    Every depth divides by T, the length of the sequence, although depth k has only T - k terms (Eq. 24).
-
-    Returns:
-        the total, to be differentiated, and its parts.
-    """
+    """The objective of `model` on `windows`, see `of_output`."""
     output = model.forward(windows[:, :-1], mtp=True, execution=execution)
-    batch, length, width = output.hidden.shape
-    by_depth = []
-    for depth, hidden in enumerate((output.hidden, *output.mtp)):
-        targets, mask = shifted_targets(windows, depth)
-        by_depth.append(
-            vocabulary_loss(
-                hidden.reshape(-1, width),
-                model.head,
-                targets.ravel(),
-                mask.ravel() / (batch * length),
-                chunk=config.vocab_chunk,
-            )
-        )
-    main, *mtp = by_depth
-    mtp_mean = sum(mtp[1:], mtp[0]) / len(mtp) if mtp else 0.0 * main
-    total = main + config.mtp_weight * mtp_mean + config.balance_alpha * output.balance
-    return total, Losses(total=total, main=main, mtp=mtp_mean, balance=output.balance, loads=output.loads)
+    return of_output(output, model.head, windows, config=config)
 
 
 def terms(

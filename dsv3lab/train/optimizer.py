@@ -1,6 +1,7 @@
 """AdamW with a decay mask, global-norm clipping and the report's learning-rate shape (DeepSeek-V3 report, 4.2)."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from dsv3lab.config import TrainConfig
 
 
-def schedule(config: TrainConfig, sequence_length: int) -> optax.Schedule:
+def schedule(config: TrainConfig, sequence_length: int) -> Callable[[Int[Array, ""] | int], Float[Array, ""]]:
     """Step (from 0) -> learning rate: linear warm-up, constant, cosine, constant, lower constant.
 
     The corners are fractions of the steps that the token budget buys. Update number n = step + 1 is what is counted,
@@ -51,10 +52,11 @@ def _decays(path: tuple[Any, ...]) -> bool:
 def make(config: TrainConfig, sequence_length: int) -> optax.GradientTransformation:
     """Clip the gradient by its global norm, then AdamW with decoupled decay on the leaves of `decay_mask`."""
     options = config.optimizer
+    learning_rate: Any = schedule(config, sequence_length)
     return optax.chain(
         optax.clip_by_global_norm(options.clip_norm),
         optax.adamw(
-            schedule(config, sequence_length),
+            learning_rate,
             b1=options.b1,
             b2=options.b2,
             eps=options.eps,

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -52,10 +51,3 @@ def batches(windows: np.ndarray, size: int) -> list[tuple[np.ndarray, int]]:
 def mean_loss(losses: Mapping[str, float], weights: Mapping[str, float]) -> float:
     """Mean of the domains' losses, weighted as in training, in nats per token."""
     return sum(weights[d] * loss for d, loss in losses.items()) / sum(weights[d] for d in losses)
-
-
-def compile_losses(model: DeepSeek, *, batch: int, length: int, chunk: int, execution: Execution) -> Any:
-    """`window_losses` compiled ahead for windows [batch, length + 1]."""
-    windows = jax.ShapeDtypeStruct((batch, length + 1), jnp.int32)
-    function = jax.jit(lambda model, windows: window_losses(model, windows, chunk=chunk, execution=execution))
-    return function.lower(model, windows).compile()

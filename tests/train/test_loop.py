@@ -1,0 +1,189 @@
+"""The loop: what it reports, and that stopping, SIGTERM and going on change no bit."""
+
+import fcntl
+import os
+import re
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import yaml
+
+from dsv3lab import train
+from dsv3lab.config import ConfigError, plain
+from dsv3lab.train import __main__ as command
+from tests import builders
+
+pytestmark = pytest.mark.limit(120)  # the first test compiles the step; the others find it compiled
+# The smallest vocabulary that a configuration file may ask for, since the command reads one.
+MODEL = builders.model_config(num_hidden_layers=2, first_k_dense_replace=0, vocab_size=257)
+CONFIG = builders.run_config(model=MODEL)
+STEPS = 6
+PER_STEP = {
+    *("train/loss", "train/mtp_loss", "train/balance_loss", "train/total", "train/grad_norm", "train/lr"),
+    *("train/maxvio", "train/maxvio_worst_layer", "train/dead_experts", "train/tokens"),
+    *("perf/tokens_per_s", "perf/step_time_p50_s", "perf/step_time_p95_s", "perf/data_wait_fraction"),
+    *("perf/matmul_peak_flops", "perf/peak_fraction"),
+}
+AT_INTERVAL = {"validation/loss", "validation/perplexity", "validation/loss/prose", "validation/loss/code"}
+
+
+@dataclass
+class Recorder:
+    """Keeps what `fit` reports, and may do something at each report."""
+
+    points: list[tuple[int, dict[str, float]]]
+    then: Callable[[int], None] = lambda step: None
+
+    def __call__(self, metrics: dict[str, float], step: int) -> None:
+        self.points.append((step, metrics))
+        self.then(step)
+
+    def of(self, name: str) -> dict[int, float]:
+        return {step: metrics[name] for step, metrics in self.points if name in metrics}
+
+
+def fit(directory: Path, recorder: Recorder | None = None, **options) -> train.FitResult:  # noqa: ANN003
+    recorder = recorder or Recorder([])
+    options = {"config": CONFIG, "dataset": builders.FakeDataset(), "progress": lambda line: None, **options}
+    return train.fit(options.pop("config"), options.pop("dataset"), directory, report=recorder, **options)
+
+
+def assert_same(left: train.TrainState, right: train.TrainState) -> None:
+    assert train.differing_elements(left, right) == 0
+    assert int(left.step) == int(right.step) == STEPS
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[train.FitResult, Recorder, Path]:
+    """A run that nothing interrupted."""
+    directory, recorder = tmp_path_factory.mktemp("whole"), Recorder([])
+    return fit(directory, recorder), recorder, directory
+
+
+def test_it_reports_every_metric(whole: tuple[train.FitResult, Recorder, Path]) -> None:
+    result, recorder, _ = whole
+    assert result.finished and result.steps == STEPS and result.resumed_from == 0
+    assert set(recorder.points[0][1]) == {"train/compile_s", "perf/matmul_peak_flops"}
+    for name in PER_STEP:
+        assert set(recorder.of(name)) - {0} == set(range(1, STEPS + 1)), name
+    for name in AT_INTERVAL:
+        assert set(recorder.of(name)) == {3, 6}, name
+    assert all(np.isfinite(value) for _, metrics in recorder.points for value in metrics.values())
+    assert recorder.of("train/tokens")[STEPS] == STEPS * 4 * builders.SEQUENCE_LENGTH
+    assert recorder.of("validation/perplexity")[6] == pytest.approx(np.exp(recorder.of("validation/loss")[6]))
+    code, prose = recorder.of("validation/loss/code")[6], recorder.of("validation/loss/prose")[6]
+    assert recorder.of("validation/loss")[6] == pytest.approx(0.75 * code + 0.25 * prose)
+    assert recorder.of("train/loss")[STEPS] < recorder.of("train/loss")[1]  # it learns to count
+    assert result.last["train/loss"] == recorder.of("train/loss")[STEPS]
+
+
+def test_it_keeps_the_newest_checkpoints(whole: tuple[train.FitResult, Recorder, Path]) -> None:
+    result, _, directory = whole
+    assert sorted(path.name for path in directory.iterdir()) == ["lock", "step_00000004", "step_00000006"]
+    assert result.checkpoint == directory / "step_00000006"
+    model = train.load_model(result.checkpoint, MODEL)
+    assert train.differing_elements(model, result.state.model) == 0
+
+
+def test_stopped_and_resumed_is_bitwise_the_same(whole: tuple[train.FitResult, Recorder, Path], tmp_path: Path) -> None:
+    first = fit(tmp_path, stop_after=3)
+    assert not first.finished and first.steps == 3
+    recorder = Recorder([])
+    second = fit(tmp_path, recorder)
+    assert second.resumed_from == 3 and second.finished
+    assert_same(second.state, whole[0].state)
+    for name in ("train/loss", "train/grad_norm", "train/maxvio", "train/lr", "validation/loss"):
+        late = {step: value for step, value in whole[1].of(name).items() if step > 3}
+        assert recorder.of(name) == late, name
+
+
+def test_a_finished_run_is_not_trained_again(whole: tuple[train.FitResult, Recorder, Path]) -> None:
+    recorder = Recorder([])
+    again = fit(whole[2], recorder)
+    assert again.finished and again.resumed_from == STEPS and recorder.points == []
+    assert_same(again.state, whole[0].state)
+
+
+def test_sigterm_saves_and_the_run_goes_on_to_the_same_bits(
+    whole: tuple[train.FitResult, Recorder, Path], tmp_path: Path
+) -> None:
+    def terminate(step: int) -> None:
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(train.Preempted, match="after step 3/6; saved in .*step_00000003, run again"):
+        fit(tmp_path, Recorder([], terminate))
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert_same(fit(tmp_path).state, whole[0].state)
+
+
+def test_a_change_that_weights_depend_on_is_refused_and_another_is_not(
+    whole: tuple[train.FitResult, Recorder, Path],
+) -> None:
+    _, _, directory = whole
+    other = replace(CONFIG, train=replace(CONFIG.train, seed=1))
+    with pytest.raises(ConfigError, match="train.seed: checkpoint 0, now 1"):
+        fit(directory, config=other)
+    with pytest.raises(ConfigError, match="data_digest: checkpoint 'fake', now 'other'"):
+        fit(directory, dataset=builders.FakeDataset(digest="other"))
+    assert fit(directory, config=replace(CONFIG, train=replace(CONFIG.train, log_interval=2))).finished
+
+
+def test_two_processes_do_not_train_in_one_directory(tmp_path: Path) -> None:
+    with (tmp_path / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="another process is training here"):
+            fit(tmp_path)
+
+
+def test_progress_says_step_loss_speed_and_time_left(
+    whole: tuple[train.FitResult, Recorder, Path], tmp_path: Path
+) -> None:
+    lines: list[str] = []
+    fit(tmp_path, progress=lines.append)
+    pattern = r"step 6/6  loss \d+\.\d{4}  [\d,]+ tokens/s  elapsed \d+:\d\d  ETA 0:00"
+    assert re.fullmatch(pattern, lines[-1]), lines[-1]
+
+
+@dataclass(frozen=True)
+class Terminating(builders.FakeDataset):
+    """Asks the process to stop when the batch of step 3 is drawn."""
+
+    def batch_at(self, step: int, *, batch_size: int) -> np.ndarray:
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().batch_at(step, batch_size=batch_size)
+
+
+def test_the_command_ends_with_75_then_with_0(
+    whole: tuple[train.FitResult, Recorder, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(plain(CONFIG)))
+    arguments = ["--config", tmp_path / "config.yaml", "--data", tmp_path, "--directory", tmp_path / "run"]
+    words = [str(argument) for argument in arguments]
+    monkeypatch.setattr(command, "open_dataset", lambda folder: Terminating())
+    assert command.main(words) == 75
+    assert "run again" in capsys.readouterr().out
+    monkeypatch.setattr(command, "open_dataset", lambda folder: builders.FakeDataset())
+    assert command.main(words) == 0
+    assert_same(fit(tmp_path / "run").state, whole[0].state)
+    monkeypatch.setattr(command, "open_dataset", lambda folder: builders.FakeDataset(digest="other"))
+    assert command.main(words) == 2
+    assert "data_digest" in capsys.readouterr().err
+    (tmp_path / "run" / "step_00000006" / "meta.json").write_text("{}")
+    assert command.main(words) == 3
+    assert "meta.json: damaged" in capsys.readouterr().err
+
+
+def test_the_state_is_whole_after_jax_took_its_buffers(whole: tuple[train.FitResult, Recorder, Path]) -> None:
+    """The step's input is donated; what `fit` returns must not be."""
+    assert all(not leaf.is_deleted() for leaf in jax.tree.leaves(whole[0].state))

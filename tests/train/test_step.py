@@ -1,0 +1,102 @@
+"""One step: micro-batches, loads, the bias update, and what the optimizer may not touch."""
+
+from dataclasses import replace
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dsv3lab.model import LOCAL
+from dsv3lab.train import losses, step
+from tests import builders, tolerances
+from tests.train.helpers import random_like
+
+LENGTH = builders.SEQUENCE_LENGTH
+
+
+def plain_bias_update(bias: np.ndarray, loads: np.ndarray, speed: float) -> np.ndarray:
+    """2.1.2 read out loud: decrease the bias of an overloaded expert by gamma, increase that of an underloaded one."""
+    new = bias.copy()
+    for layer, counts in enumerate(loads):
+        mean = sum(int(c) for c in counts) / len(counts)
+        for expert, count in enumerate(counts):
+            if count > mean:
+                new[layer, expert] -= np.float32(speed)
+            elif count < mean:
+                new[layer, expert] += np.float32(speed)
+    return new
+
+
+def test_bias_update_is_that_of_the_paper() -> None:
+    rng = np.random.default_rng(0)
+    bias = rng.normal(size=(6, 4)).astype(np.float32)
+    loads = rng.integers(0, 5, size=(6, 4)).astype(np.int32)
+    loads[0] = 3  # all at the mean: sign(0) = 0
+    loads[1] = [0, 0, 0, 1]  # a mean that is no integer
+    loads[2] = [2**29, 2**29, 2**29, 2**29 - 1]  # 16 times the largest is beyond int32
+    expected = plain_bias_update(bias, loads, 0.25)
+    assert np.array_equal(step.bias_update(jnp.asarray(bias), jnp.asarray(loads), speed=0.25), expected)
+
+
+def test_the_sign_is_taken_after_the_sum() -> None:
+    """Two micro-batches that disagree: the sum of their signs would leave both experts where they are."""
+    first, second = jnp.asarray([[9, 1]]), jnp.asarray([[4, 6]])
+    whole = step.bias_update(jnp.zeros((1, 2)), first + second, speed=1.0)
+    assert np.array_equal(whole, [[-1.0, 1.0]])
+
+
+@pytest.mark.limit(60)  # compiles the update of every leaf
+def test_gamma_zero_leaves_the_bias_bitwise_through_the_optimizer() -> None:
+    model = builders.model_config(num_hidden_layers=1, first_k_dense_replace=0, num_nextn_predict_layers=0)
+    config = builders.train_config()
+    state = random_like(jax.eval_shape(lambda: step.TrainState.init(model, config, sequence_length=LENGTH)))
+    state = eqx.tree_at(
+        lambda s: s.opt_state, state, step.TrainState.of(state.model, config, sequence_length=LENGTH).opt_state
+    )
+    grads = jax.tree.map(jnp.ones_like, step.split(state.model)[0])
+    zero = jnp.float32(0.0)
+    parts = losses.Losses(total=zero, main=zero, mtp=zero, balance=zero, loads=jnp.asarray([[9, 1, 0, 2]]))
+
+    @jax.jit
+    def apply(state: step.TrainState, gamma: jax.Array) -> step.TrainState:
+        changed = replace(config, loss=replace(config.loss, bias_update_speed=gamma))
+        return step.apply(state, grads, parts, config=changed, sequence_length=LENGTH)[0]
+
+    before = np.asarray(state.model.bias())
+    still, moved = apply(state, jnp.float32(0.0)), apply(state, jnp.float32(0.25))
+    assert np.array_equal(np.asarray(still.model.bias()).view(np.uint32), before.view(np.uint32))
+    assert np.array_equal(moved.model.bias(), plain_bias_update(before, np.asarray(parts.loads), 0.25))
+    for old, new in zip(
+        jax.tree.leaves(step.split(state.model)[0]), jax.tree.leaves(step.split(still.model)[0]), strict=True
+    ):
+        assert np.all(np.asarray(old) != np.asarray(new))  # everything else did move
+    # Nothing of the optimizer's state has the shape of a bias: it never saw one.
+    assert not any(leaf.shape == (1, 4) for leaf in jax.tree.leaves(state.opt_state))
+
+
+@pytest.mark.limit(120)  # compiles the gradient of the whole model twice
+def test_micro_batches_and_remat_equal_one_batch() -> None:
+    """k micro-batches, recomputed in the backward pass, give the gradient, the losses and the loads of one batch."""
+    model_config = builders.model_config(num_hidden_layers=2, first_k_dense_replace=0)
+    whole = builders.train_config(micro_batches=1)
+    model = random_like(jax.eval_shape(lambda: step.TrainState.init(model_config, whole, sequence_length=LENGTH))).model
+    windows = jnp.asarray(builders.FakeDataset().batch_at(0, batch_size=4))
+
+    def run(micro_batches: int, execution):  # noqa: ANN001, ANN202
+        config = replace(whole, micro_batches=micro_batches)
+        return jax.jit(lambda m, w: step.gradients(m, w, config=config, execution=execution))(model, windows)
+
+    grads, parts = run(1, LOCAL)
+    accumulated, sums = run(2, replace(LOCAL, remat=jax.checkpoint))
+    assert np.array_equal(parts.loads, sums.loads)
+    top = model_config.num_experts_per_tok
+    tokens = [4 * LENGTH, 4 * LENGTH, 4 * (LENGTH - 1)]  # the last position of MTP depth 1 has no token to look at
+    assert np.array_equal(np.sum(parts.loads, axis=1), [top * count for count in tokens])
+    for name in ("total", "main", "mtp", "balance"):
+        np.testing.assert_allclose(getattr(sums, name), getattr(parts, name), rtol=tolerances.LOSS_RTOL)
+    for one, many in zip(jax.tree.leaves(grads), jax.tree.leaves(accumulated), strict=True):
+        np.testing.assert_allclose(many, one, atol=tolerances.GRADIENT_RTOL * float(jnp.max(jnp.abs(one))), rtol=0)
+    bias = [step.bias_update(model.bias(), p.loads, speed=0.1) for p in (parts, sums)]
+    assert np.array_equal(*bias)
