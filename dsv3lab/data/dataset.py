@@ -160,7 +160,9 @@ def open_dataset(folder: Path) -> Dataset:
     try:
         config = build(DataConfig, manifest["config"], path="data")
     except ConfigError as error:
-        raise DataError(f"{folder / MANIFEST}: of another version of dsv3lab ({error}); prepare the data again") from None
+        raise DataError(
+            f"{folder / MANIFEST}: of another version of dsv3lab ({error}); prepare the data again"
+        ) from None
     loaded = tokenizer.load_tokenizer(folder / "tokenizer.json")
     mixture = make_mixture({name: domain.weight for name, domain in sorted(config.domains.items())})
     return Dataset(folder, config, manifest, loaded, tokenizer.token_bytes(loaded), mixture)
@@ -196,7 +198,9 @@ def verify_files(folder: Path, manifest: dict[str, Any]) -> None:
         if name not in present:
             raise DataError(f"{folder / name}: missing, but {MANIFEST} lists it; {advice}")
         if file_sha256(folder / name) != expected:
-            raise DataError(f"{folder / name}: changed since it was prepared (SHA-256 differs from {MANIFEST}); {advice}")
+            raise DataError(
+                f"{folder / name}: changed since it was prepared (SHA-256 differs from {MANIFEST}); {advice}"
+            )
     extra = sorted(present - set(manifest["files"]))
     if extra:
         raise DataError(f"{folder / extra[0]}: not listed in {MANIFEST}; {advice}")

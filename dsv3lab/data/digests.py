@@ -50,7 +50,9 @@ def compare(config: DataConfig, digest: str, *, path: Path = DIGESTS) -> CorpusS
             f"corpus {config.name} {digest[:12]}: unknown on Python {python_version()} (committed digests: {known})",
         )
     if entry["digest"] == digest:
-        return CorpusStatus("committed", f"corpus {config.name} {digest[:12]}: as committed for Python {python_version()}")
+        return CorpusStatus(
+            "committed", f"corpus {config.name} {digest[:12]}: as committed for Python {python_version()}"
+        )
     installed = versions(config)
     other = [
         f"{name} {installed[name]} (pinned {pinned})"

@@ -1,6 +1,7 @@
 """How good a model is on held-out text, and what it is compared with."""
 
 from dsv3lab.eval.evaluate import Evaluation as Evaluation
+from dsv3lab.eval.evaluate import LanguageModel as LanguageModel
 from dsv3lab.eval.evaluate import Score as Score
 from dsv3lab.eval.evaluate import evaluate as evaluate
 from dsv3lab.eval.evaluate import overall as overall

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -14,7 +15,20 @@ from jaxtyping import Array, Float, Int
 from dsv3lab.config import EvalConfig
 from dsv3lab.data import Dataset
 from dsv3lab.eval.references import bits_per_byte
-from dsv3lab.model import LOCAL, DeepSeek, Execution
+from dsv3lab.model import LOCAL, Execution
+
+
+@runtime_checkable
+class LanguageModel(Protocol):
+    """What is needed of a model: `DeepSeek`, or anything that gives hidden states and logits like it."""
+
+    def forward(self, tokens: Int[Array, "batch seq"], *, mtp: bool, execution: Execution) -> Any:
+        """An object whose `hidden` is Float[batch, seq, d]."""
+        ...
+
+    def unembed(self, hidden: Float[Array, "*any d"]) -> Float[Array, "*any vocab"]:
+        """Logits of hidden states."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -44,7 +58,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: DeepSeek,
+    model: LanguageModel,
     dataset: Dataset,
     *,
     config: EvalConfig,
@@ -88,7 +102,7 @@ def overall(scores: dict[str, Score], weights: dict[str, float]) -> Score:
 
 
 def validation_loss(
-    model: DeepSeek,
+    model: LanguageModel,
     windows: np.ndarray,
     *,
     batch_size: int,
@@ -122,7 +136,10 @@ def validation_loss(
 
 @eqx.filter_jit
 def _row_nats(
-    model: DeepSeek, windows: Int[Array, "batch seq_and_one"], mask: Float[Array, "batch seq"], execution: Execution
+    model: LanguageModel,
+    windows: Int[Array, "batch seq_and_one"],
+    mask: Float[Array, "batch seq"],
+    execution: Execution,
 ) -> Float[Array, " batch"]:
     """Cost in nats of the counted targets of each window, in float32; rows are added on the host in float64."""
     windows = jnp.asarray(windows)

@@ -99,7 +99,9 @@ def references(dataset: Dataset, *, config: EvalConfig) -> dict[str, References]
     bigram = Bigram.fit((dataset.training_tokens(name) for name in dataset.domains), vocab_size=dataset.vocab_size)
     measured = {
         name: measure(
-            dataset.validation(name, max_bytes=config.max_bytes_per_domain), bigram=bigram, token_bytes=dataset.token_bytes
+            dataset.validation(name, max_bytes=config.max_bytes_per_domain),
+            bigram=bigram,
+            token_bytes=dataset.token_bytes,
         )
         for name in dataset.domains
     }

@@ -33,7 +33,10 @@ def prose(seed: int, lines: int = 12) -> str:
 def two_packages(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Install `alpha` (to train on) and `beta` (held out), importable as distributions."""
     install(
-        site, "alpha", {f"alpha/m{i}.py": prose(i) for i in range(6)} | {"alpha/tests/test_m.py": prose(90)}, readme=prose(50)
+        site,
+        "alpha",
+        {f"alpha/m{i}.py": prose(i) for i in range(6)} | {"alpha/tests/test_m.py": prose(90)},
+        readme=prose(50),
     )
     install(site, "beta", {f"beta/m{i}.py": prose(10 + i) for i in range(3)}, readme=prose(60))
     monkeypatch.setattr(sys, "path", [str(site), *sys.path])

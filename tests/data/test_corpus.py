@@ -48,7 +48,9 @@ def test_the_readme_of_a_package_with_a_held_out_module_stays_in_training():
 
 
 def test_equal_texts_never_stand_on_both_sides(site: Path):
-    install(site, "alpha", {"alpha/a.py": prose(10), "alpha/b.py": prose(1), "alpha/c.py": prose(1) + "\n"}, readme=prose(2))
+    install(
+        site, "alpha", {"alpha/a.py": prose(10), "alpha/b.py": prose(1), "alpha/c.py": prose(1) + "\n"}, readme=prose(2)
+    )
     corpus = collect(data_config())  # beta/m0.py is prose(10) too
     train = [document.text for document in corpus.documents["source"]["train"]]
     assert len(train) == 1 and train[0].strip() == prose(1).strip()
@@ -86,7 +88,9 @@ def test_files_are_dolma_and_the_same_bytes_each_time(tmp_path: Path):
     assert [record["text"] for record in read_dolma(tmp_path / "one.jsonl.gz")] == [item.text for item in items]
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:-20], lambda b: b"plain text", lambda b: gzip.compress(b'{"id": 1}\n')])
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[:-20], lambda b: b"plain text", lambda b: gzip.compress(b'{"id": 1}\n')]
+)
 def test_a_damaged_file_is_named(tmp_path: Path, damage):
     path = tmp_path / "some.jsonl.gz"
     write_dolma(path, [Document("a", prose(1), "pkg")], domain="source")

@@ -90,7 +90,9 @@ def test_batches_are_a_function_of_the_step(dataset: Dataset):
         np.testing.assert_array_equal(again.batch_at(step, batch_size=4), first[step])
     assert first[0].dtype == np.int32 and first[0].shape == (4, dataset.sequence_length + 1)
     # Windows are numbered through the steps, so another batch size only cuts the sequence elsewhere.
-    np.testing.assert_array_equal(np.concatenate(first), np.concatenate([dataset.batch_at(s, batch_size=8) for s in range(3)]))
+    np.testing.assert_array_equal(
+        np.concatenate(first), np.concatenate([dataset.batch_at(s, batch_size=8) for s in range(3)])
+    )
 
 
 def test_each_window_comes_once_in_each_epoch_of_its_domain(dataset: Dataset):

@@ -62,7 +62,13 @@ def test_the_pinned_packages_give_the_committed_digest(capsys: pytest.CaptureFix
 def test_the_command_prepares_and_prints_the_folder_last(site: Path, capsys: pytest.CaptureFixture):
     path = site / "resolved.yaml"
     values = read_yaml(CONF / "data" / "ci.yaml")
-    domain = {"kind": "source", "weight": 1.0, "packages": ["alpha", "beta"], "validation": ["beta"], "max_bytes": 10**6}
+    domain = {
+        "kind": "source",
+        "weight": 1.0,
+        "packages": ["alpha", "beta"],
+        "validation": ["beta"],
+        "max_bytes": 10**6,
+    }
     values |= {"name": "tiny", "min_document_bytes": 1, "sequence_length": 8, "domains": {"source": domain}}
     path.write_text(yaml.dump({"data": values, "model": {}}))
     assert main(["--config", str(path), "--root", str(site / "root")]) == 0
