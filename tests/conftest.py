@@ -7,17 +7,15 @@ on one device does not notice. Nothing is written into the checkout except cache
 import os
 import shutil
 import tempfile
-from collections.abc import Generator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from dsv3lab.config import ROOT
 from dsv3lab.workbook.process import machine
+from tests.limits import pytest_runtest_makereport as pytest_runtest_makereport
 
 DEVICES = 8
-LIMIT_S = 10.0
 # The rooms whose array shapes are checked at run time. The half without JAX is left out: its tests feed it junk on purpose.
 CHECKED = ("model", "program", "data", "parallel", "train", "infer", "eval", "measure")
 
@@ -71,23 +69,6 @@ install_import_hook([f"dsv3lab.{room}" for room in CHECKED], "tests.typecheck.ch
 def pytest_unconfigure() -> None:
     if "PYTEST_XDIST_WORKER" not in os.environ:
         shutil.rmtree(FOLDER, ignore_errors=True)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
-    """Fail a test that takes longer than it may: 10 seconds, or what its mark `limit(seconds)` says."""
-    report = yield
-    marker = item.get_closest_marker("limit")
-    # A machine that is busy with other work stretches the limit; on an idle one the load stays near its cores.
-    busy = min(4.0, max(1.0, os.getloadavg()[0] / (2 * (os.cpu_count() or 1))))
-    limit = busy * (float(marker.args[0]) if marker else LIMIT_S)
-    if report.passed and report.duration > limit and not item.get_closest_marker("slow"):
-        report.outcome = "failed"
-        report.longrepr = (
-            f"{item.nodeid}: {report.when} took {report.duration:.1f} s, the limit is {limit:g} s; "
-            "make it smaller, or mark it limit(seconds) or slow and say why"
-        )
-    return report
 
 
 @pytest.fixture
