@@ -24,11 +24,18 @@ _TEMPLATE = """{%- extends 'lab/index.html.j2' -%}
 </style>
 {%- endblock -%}
 """
-_FONT_SIZE = 11.5  # points; matches the text size of the template
+_FONT_SIZE = 12.5  # points; matches the text size of the template
 _ENVIRONMENT = re.compile(
     r"\\(begin|end)\{(aligned|align|align\*|gathered|split|equation|equation\*|array)\}(\{[lcr|]*\})?"
 )
-_UNKNOWN = {r"\tfrac": r"\frac", r"\dfrac": r"\frac", r"\lVert": r"\|", r"\rVert": r"\|", r"\qquad": r"\quad\quad"}
+_SYNONYMS = {  # common TeX that mathtext lacks -> what it has
+    **{"le": r"\leq", "ge": r"\geq", "ne": r"\neq", "to": r"\rightarrow", "gets": r"\leftarrow", "dots": r"\ldots"},
+    **{"tfrac": r"\frac", "dfrac": r"\frac", "textrm": r"\mathrm", "boldsymbol": r"\mathbf", "land": r"\wedge"},
+    **{"lVert": r"\|", "rVert": r"\|", "lvert": "|", "rvert": "|", "mid": r"\,|\,", "qquad": r"\quad\quad"},
+    **{name: "" for name in ("big", "Big", "bigl", "bigr", "Bigl", "Bigr", "limits", "nolimits", "displaystyle")},
+}
+_TAG = re.compile(r"\\tag\{([^}]*)\}")
+_BARE = re.compile(r"\\(mathbf|mathrm|mathcal|mathbb|mathit|frac|sqrt)\s+(\w)")
 
 
 def to_html(notebook: Path) -> str:
@@ -65,6 +72,8 @@ def warm_up() -> None:
 def rows(tex: str) -> list[str]:
     r"""The rows of a displayed formula: `aligned` and its like are split at `\\`, which mathtext does not know."""
     body = _ENVIRONMENT.sub("", tex)
+    if "\\begin" in body:  # cases or a matrix, which mathtext cannot draw: it stays whole
+        return [tex.strip()]
     return [row.replace("&", " ").strip() for row in re.split(r"\\\\(?:\[[^\]]*\])?", body) if row.strip()]
 
 
@@ -74,9 +83,9 @@ def formula(tex: str, *, inline: bool = False) -> str:
     from matplotlib.font_manager import FontProperties
     from matplotlib.mathtext import math_to_image
 
-    text = " ".join(tex.split())
-    for name, known in _UNKNOWN.items():
-        text = text.replace(name, known)
+    text = _TAG.sub(r"\\quad\\quad (\1)", " ".join(tex.split()))
+    text = re.sub(r"\\([a-zA-Z]+)", lambda match: _SYNONYMS.get(match[1], match[0]), text)
+    text = _BARE.sub(r"\\\1{\2}", text)
     buffer = io.BytesIO()
     try:
         with matplotlib.rc_context({"svg.hashsalt": "dsv3lab", "mathtext.fontset": "stix"}):

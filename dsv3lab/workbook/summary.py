@@ -66,20 +66,21 @@ def print_all(prepared: Sequence[Prepared], finished: Sequence[Finished]) -> Non
 
 
 def _headline(prepared: Prepared, finished: Finished) -> str:
-    """`phase1: promoted for 1 x cpu in 0:41, 8/8 gates pass`."""
+    """`phase1: promoted for 1 x cpu · 0:41 · 8/8 gates pass`."""
     record = finished.record
     meaning = {
         GATE_FAILED: "not promoted",
         USAGE: "not started",
-        EXECUTION_ERROR: "not promoted: a stage did not finish",
+        EXECUTION_ERROR: "not promoted, a stage failed",
         UPSTREAM_MISSING: "not started: an upstream phase is not promoted",
         PREEMPTED: "preempted: saved, run it again",
         PROMOTED: f"passed; profile '{prepared.config.profile.name}' is never promoted",
     }[finished.status]
     if finished.promoted and record:
         meaning = f"promoted for {record.scope.count} x {record.scope.kind}"
-    gates = f", {verdict.count(record.results)}" if record else ""
-    return f"{finished.phase}: {meaning} in {clock(finished.seconds)}{gates}"
+    took = f" · {clock(finished.seconds)}" if finished.folder else ""
+    gates = f" · {verdict.count(record.results)}" if record else ""
+    return f"{finished.phase}: {meaning}{took}{gates}"
 
 
 def _print_places(finished: Sequence[Finished]) -> None:

@@ -209,3 +209,6 @@ def test_the_page_loads_nothing_and_draws_formulas(tmp_path: Path) -> None:
 def test_formulas_that_mathtext_lacks_stay_readable() -> None:
     assert formula(r"\underbrace{a}_{<b>}").startswith("<span") and "&lt;b&gt;" in formula(r"\underbrace{a}_{<b>}")
     assert rows(r"\begin{aligned} a &= b \\ c &= d \end{aligned}") == ["a  = b", "c  = d"]
+    assert rows(cases := r"\begin{cases} a \\ b \end{cases}") == [cases]
+    for known in (r"a \le \tfrac{1}{2} \bigl( x \bigr)", r"\mathbf W \tag{3}", r"\{x \mid x \ne 0\}"):
+        assert formula(known).startswith("<img")

@@ -1,5 +1,6 @@
 """The pipeline: order, failures, reuse, signals, limits, exit statuses, and what is recorded whatever happens."""
 
+import io
 import json
 import os
 import re
@@ -14,9 +15,10 @@ import psutil
 import pytest
 
 from dsv3lab.config import ConfigError, nearest
-from dsv3lab.workbook import Stage, arguments, pipeline, promotion, record, verify
+from dsv3lab.workbook import Stage, arguments, notebook, pipeline, promotion, record, verify
 from dsv3lab.workbook.compose import compose
-from dsv3lab.workbook.process import locked
+from dsv3lab.workbook.process import Child, Interrupts, locked
+from dsv3lab.workbook.progress import StageLine
 from tests.workbook import lab
 from tests.workbook.lab import InProcess, fail, four_phases, good, slow, two_stages
 
@@ -325,23 +327,32 @@ def test_real_notebooks_raise_and_write_nan(tmp_path: Path, runs: Path) -> None:
     assert "1/2 gates pass" in page  # the notebook's own preview
 
 
-@pytest.mark.limit(90)  # a kernel and its limit
+@pytest.mark.limit(60)  # a kernel
 def test_a_hanging_notebook_and_its_children_are_ended(tmp_path: Path, runs: Path) -> None:
     body = """
     import os, pathlib, subprocess, sys, time
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
-    pathlib.Path(run_dir, "pids").write_text(f"{os.getpid()} {child.pid}")
+    pathlib.Path(run_dir, "pids.part").write_text(f"{os.getpid()} {child.pid}")
+    os.rename(pathlib.Path(run_dir, "pids.part"), pathlib.Path(run_dir, "pids"))
     time.sleep(600)
     """
-    path = lab.write_notebook(tmp_path / "hang.ipynb", [body])
-    process = start(lab.write_conf(tmp_path, {"hang": path}, limit_s=25.0), "phase1")
-    output, _ = process.communicate(timeout=85)
-    assert process.returncode == 3, output
-    folder = lab.the_run(runs)
-    assert not [pid for pid in map(int, (folder / "hang" / "pids").read_text().split()) if psutil.pid_exists(pid)]
-    assert statuses(runs) == {"hang": "timeout"}
-    assert json.loads((folder / "hang" / "result.json").read_text())["cell"]["index"] == 3
-    assert "over its limit of 25 s" in output and "time.sleep(600)" in output
+    path = lab.write_notebook(tmp_path / "hang.ipynb", [body, "never = 1"])
+    folder, said = runs / "phase1" / "run" / "hang", io.StringIO()
+    folder.mkdir(parents=True)
+    child = Child(folder, path, runs=runs, stage="phase1/hang")
+    until = time.monotonic() + 50
+    while not (folder / "pids").exists():
+        assert time.monotonic() < until and child.wait(0.1) is None
+    processes = [psutil.Process(int(pid)) for pid in (folder / "pids").read_text().split()]
+    line = StageLine("phase1/hang", folder, expected_s=1.0, out=said)
+    how = notebook.supervise(child, limit_s=0.2, line=line, interrupts=Interrupts(), tick=lambda: None)
+    child.end()
+    assert how == "timeout" and "over its limit of 0.2 s" in said.getvalue()
+    assert not [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["status"], result["cell"]["index"]) == ("dead_kernel", 3)
+    assert "time.sleep(600)" in notebook.failure_text(folder, command="again")
+    assert (folder / "executed.html").is_file()
 
 
 @pytest.mark.limit(90)  # a kernel that saves
