@@ -28,6 +28,9 @@ LAST_LINES = 20
 START_TIMEOUT_S = 120
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _MARKER_TAG = "papermill-error-cell-tag"  # papermill removes cells with this tag when a notebook is run again
+# Optional imports of papermill and jsonschema that take more than half of this process's start and are not used here:
+# a grammar for international addresses and the client of Hadoop. `None` makes them look as if they were not installed.
+_NEVER_USED = ("rfc3987_syntax", "pyarrow")
 _INTERRUPTS = ("Preempted", "KeyboardInterrupt")
 
 
@@ -56,6 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     if len(arguments) != 2:
         print("usage: python -m dsv3lab.workbook.execute <stage folder> <notebook>", file=sys.stderr)
         return 2
+    sys.modules.update(dict.fromkeys(_NEVER_USED))
     folder, notebook = (Path(argument).resolve() for argument in arguments)
     signals = _Signals()
     signal.signal(signal.SIGTERM, signals)
