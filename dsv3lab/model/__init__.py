@@ -1,6 +1,7 @@
 """The network: parameters and mathematics, without I/O, sharding or collectives."""
 
 from dsv3lab.model.attention import MLA as MLA
+from dsv3lab.model.attention import attend as attend
 from dsv3lab.model.block import Block as Block
 from dsv3lab.model.block import Stack as Stack
 from dsv3lab.model.deepseek import DeepSeek as DeepSeek

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from dsv3lab.config import ModelConfig
-from dsv3lab.model.execution import Execution
+from dsv3lab.model.execution import LOCAL, Execution
 from dsv3lab.model.layers import RMSNorm, normal
-from dsv3lab.model.rope import rotate, softmax_scale
+from dsv3lab.model.rope import rotary_angles, rotate, softmax_scale
 
 
 class MLA(eqx.Module):
@@ -78,3 +78,13 @@ class MLA(eqx.Module):
 
         mixed = execution.attention(query, key, key_value[..., self.nope :], scale=self.scale, segments=segments)
         return matmul(mixed.reshape(batch, seq, -1), self.out)
+
+
+def attend(
+    layer: MLA, x: Float[Array, "batch seq width"], config: ModelConfig, *, execution: Execution = LOCAL
+) -> Float[Array, "batch seq width"]:
+    """One layer of `config` on its own, at positions 0, 1, ...: for notebooks, tests and benchmarks of the part."""
+    angles = rotary_angles(
+        jnp.arange(x.shape[1])[None], width=config.qk_rope_head_dim, theta=config.rope_theta, yarn=config.rope_scaling
+    )
+    return layer(x, cos=angles[0], sin=angles[1], segments=None, execution=execution)

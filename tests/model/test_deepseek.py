@@ -8,7 +8,7 @@ import pytest
 
 import dsv3lab as dl
 from dsv3lab.model import DeepSeek, Execution, Output, abstract, init, trainable
-from tests import numpy_reference as reference
+from dsv3lab.model import reading as reference
 from tests.builders import model_config, random_model
 from tests.tolerances import MODEL_ATOL, MODEL_RTOL
 
