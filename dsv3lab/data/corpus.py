@@ -61,7 +61,7 @@ def collect(config: DataConfig) -> Corpus:
     left_out: dict[str, dict[str, int]] = {}
     for name, domain in domains.items():
         split: dict[Split, list[Document]] = {"train": [], "validation": []}
-        counts = dict.fromkeys(("too short", "too long", "duplicate", "above max_bytes"), 0)
+        counts = {"too short": 0, "too long": 0, "duplicate": 0, "above max_bytes": 0}
         for package in domain.packages:
             for document in documents(domain.kind, package):
                 size = len(document.text.encode())

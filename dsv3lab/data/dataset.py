@@ -78,7 +78,7 @@ class Dataset:
     @property
     def end_of_document(self) -> int:
         """Id of the token after each document."""
-        return self.tokenizer.token_to_id(tokenizer.END_OF_DOCUMENT)
+        return self.token_bytes.index(b"")
 
     def batch_at(self, step: int, *, batch_size: int) -> np.ndarray:
         """The training windows of one step: int32[batch_size, T+1].

@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from dsv3lab.config import EvalConfig
 from dsv3lab.data import Dataset
@@ -122,36 +122,35 @@ def validation_loss(
         The sum in nats, and the number of targets in it.
     """
     n, length = len(windows), windows.shape[1] - 1
-    targets = n * length if targets is None else targets
-    counted = (np.arange(n * length) < targets).reshape(n, length)
+    count = n * length if targets is None else targets
+    counted = (np.arange(n * length) < count).reshape(n, length)
     total = 0.0
     for start in range(0, n, batch_size):
         rows = slice(start, start + batch_size)
         missing = batch_size - len(windows[rows])
-        batch = np.pad(windows[rows], ((0, missing), (0, 0))).astype(np.int32)
-        mask = np.pad(counted[rows], ((0, missing), (0, 0))).astype(np.float32)
+        batch = jnp.asarray(np.pad(windows[rows], ((0, missing), (0, 0))), jnp.int32)
+        mask = jnp.asarray(np.pad(counted[rows], ((0, missing), (0, 0))))
         total += float(np.asarray(_row_nats(model, batch, mask, execution), np.float64).sum())
-    return total, targets
+    return total, count
 
 
 @eqx.filter_jit
 def _row_nats(
     model: LanguageModel,
     windows: Int[Array, "batch seq_and_one"],
-    mask: Float[Array, "batch seq"],
+    mask: Bool[Array, "batch seq"],
     execution: Execution,
 ) -> Float[Array, " batch"]:
     """Cost in nats of the counted targets of each window, in float32; rows are added on the host in float64."""
-    windows = jnp.asarray(windows)
     hidden = model.forward(windows[:, :-1], mtp=False, execution=execution).hidden
 
     def row(inputs: tuple[Array, Array, Array]) -> Array:  # one window's logits at a time: vocabulary x T floats
-        states, tokens, weight = inputs
+        states, tokens, counted = inputs
         logits = model.unembed(states).astype(jnp.float32)
         chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
-        return jnp.sum(jnp.where(weight > 0, jax.nn.logsumexp(logits, axis=-1) - chosen, 0.0))
+        return jnp.sum(jnp.where(counted, jax.nn.logsumexp(logits, axis=-1) - chosen, 0.0))
 
-    return jax.lax.map(row, (hidden, windows[:, 1:], jnp.asarray(mask)))
+    return jax.lax.map(row, (hidden, windows[:, 1:], mask))
 
 
 def _score(nats: float, tokens: int, n_bytes: int) -> Score:

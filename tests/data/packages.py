@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from dsv3lab import config as configs
 
 
-def install(site: Path, name: str, files: dict[str, str | bytes], *, readme: str = "", version: str = "1.0") -> None:
+def install(site: Path, name: str, files: Mapping[str, str | bytes], *, readme: str = "", version: str = "1.0") -> None:
     """Put a package into the folder `site`, with METADATA and a RECORD that lists every file and its hash."""
     info = f"{name.replace('-', '_')}-{version}.dist-info"
     metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n\n{readme}"
