@@ -81,6 +81,31 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000002"]
 
 
+@pytest.mark.parametrize("moment", ["StandardSave", "_digest", "_flush", "replace", "rmtree"])
+def test_a_save_that_breaks_off_leaves_the_last_whole_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Whatever a save does last, the newest checkpoint is whole: the old one, or the new one."""
+    save(tmp_path, 2, keep=1)
+
+    def break_off(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    owners = {"StandardSave": checkpoint.ocp.args, "replace": checkpoint.os, "rmtree": checkpoint.shutil}
+    with monkeypatch.context() as patch:
+        if moment == "rmtree":  # of the deletion of the old checkpoint: the new one is there already
+            save(tmp_path, 4, keep=2)
+        patch.setattr(owners.get(moment, checkpoint), moment, break_off)
+        with pytest.raises(KeyboardInterrupt):
+            save(tmp_path, 4, keep=1)
+    checkpoint.clean(tmp_path)
+    expected = 4 if moment == "rmtree" else 2
+    restored = checkpoint.restore(tmp_path, SHAPES, identity=IDENTITY)
+    assert_same(restored, state_at(expected))
+    save(tmp_path, 6, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000006"]
+
+
 def test_a_flipped_bit_in_any_file_is_named(tmp_path: Path) -> None:
     """Orbax itself restores most of them without a word."""
     folder = save(tmp_path, 2)
