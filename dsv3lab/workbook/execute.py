@@ -59,7 +59,8 @@ def main(argv: list[str] | None = None) -> int:
     if len(arguments) != 2:
         print("usage: python -m dsv3lab.workbook.execute <stage folder> <notebook>", file=sys.stderr)
         return 2
-    sys.modules.update(dict.fromkeys(_NEVER_USED))
+    for name in _NEVER_USED:
+        sys.modules[name] = None  # type: ignore[assignment]
     folder, notebook = (Path(argument).resolve() for argument in arguments)
     signals = _Signals()
     signal.signal(signal.SIGTERM, signals)

@@ -110,8 +110,9 @@ class Projection:
         for outcome in record.stages:
             known = outcome.name in self._state["stages"]
             if outcome.name not in self._closed and (known or outcome.status != "not_run"):
-                self.open_stage(outcome.name, started=_stage_started(self._folder / outcome.name))
-                self.close_stage(outcome, ended=ended)
+                began = None if outcome.status == "reused" else _stage_started(self._folder / outcome.name)
+                self.open_stage(outcome.name, started=began or ended)
+                self.close_stage(outcome, ended=began + int(outcome.seconds * 1000) if began else ended)
         results = record.results
         statuses = {outcome.status for outcome in record.stages}
         tags = _gate_tags(results) | {f"stage.{outcome.name}": outcome.status for outcome in record.stages}
@@ -270,21 +271,22 @@ class Tracker(threading.Thread):
     def __init__(self, folder: Path, *, config: RunConfig, runs: Path) -> None:
         super().__init__(name="tracking", daemon=True)
         self._folder, self._config, self._runs = folder, config, runs
+        self._began = _now()
         self._orders: queue.Queue[tuple[str, Any]] = queue.Queue()
         self._active: str | None = None
         self.problem = ""
 
     def stage_started(self, stage: str) -> None:
         """From now on the stage's metrics are passed on."""
-        self._orders.put(("start", stage))
+        self._orders.put(("start", (stage, _now())))
 
     def stage_ended(self, outcome: StageOutcome) -> None:
         """Report how a stage ended."""
-        self._orders.put(("end", outcome))
+        self._orders.put(("end", (outcome, _now())))
 
     def close(self, record: PhaseRecord | None, *, promoted: bool, seconds: float) -> str:
         """Report the phase and wait for it; returns the problem, if there was one."""
-        self._orders.put(("close", (record, promoted)))
+        self._orders.put(("close", (record, promoted, _now())))
         self.join(seconds)
         if self.is_alive() and not self.problem:
             self.problem = f"the store did not answer within {seconds:.0f} s"
@@ -300,7 +302,7 @@ class Tracker(threading.Thread):
     def _work(self) -> None:
         projection = Projection(self._folder, config=self._config, runs=self._runs)
         projection.close_others()
-        projection.open_phase()
+        projection.open_phase(started=self._began)
         while True:
             try:
                 what, value = self._orders.get(timeout=self._config.tracking.flush_s)
@@ -309,17 +311,19 @@ class Tracker(threading.Thread):
                     projection.push(self._active)
                 continue
             if what == "start":
-                projection.open_stage(value)
-                self._active = value
+                stage, started = value
+                projection.open_stage(stage, started=started)
+                self._active = stage
             elif what == "end":
-                projection.close_stage(value)
+                outcome, ended = value
+                projection.close_stage(outcome, ended=ended)
                 self._active = None
             else:
-                record, promoted = value
+                record, promoted, ended = value
                 if record is None:
                     projection.kill()
                 else:
-                    projection.close_phase(record, promoted=promoted)
+                    projection.close_phase(record, promoted=promoted, ended=ended)
                 return
 
 
@@ -334,7 +338,7 @@ def _points(data: bytes) -> Iterator[Any]:
             continue
         for point in points:
             if isinstance(point.value, (int, float)) and not isinstance(point.value, bool):
-                when = to_ms(point.time) or int(time.time() * 1000)
+                when = to_ms(point.time) or _now()
                 yield Metric(point.name, _float(point.value), when, point.step or 0)
 
 
@@ -374,11 +378,16 @@ def _stage_started(folder: Path) -> int | None:
         return None
 
 
+def _now() -> int:
+    """The time as MLflow counts it: milliseconds since 1970."""
+    return int(time.time() * 1000)
+
+
 def _mtime(path: Path) -> int:
     try:
         return int(path.stat().st_mtime * 1000)
     except OSError:
-        return int(time.time() * 1000)
+        return _now()
 
 
 def sentence(error: Exception) -> str:
