@@ -56,5 +56,11 @@ def _mix(query: Array, key: Array, value: Array, segments: Array | None) -> Arra
     if segments is not None:
         visible = visible & (segments[:, None, keys - queries : keys, None] == segments[:, None, None, :keys])
     scores = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1).astype(value.dtype)
-    return jnp.einsum("bhqk,bhkd->bhqd", weights, value)
+    scores = jnp.where(visible, scores, -jnp.inf)
+    # Divided after the product with the values, where rows are narrow; differentiated as written, this is also the
+    # short form of the softmax's derivative. The largest score cancels, so it needs no derivative.
+    largest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+    weights = jnp.exp(scores - largest)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    mixed = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
+    return (mixed / total).astype(value.dtype)

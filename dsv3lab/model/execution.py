@@ -17,8 +17,12 @@ from dsv3lab.model.grouped import grouped_matmul
 
 
 def matmul(x: Float[Array, "... inner"], w: Float[Array, "inner outer"]) -> Float[Array, "... outer"]:
-    """`x @ w`."""
-    return x @ w
+    """`x @ w`, with all axes of `x` but the last flattened into one.
+
+    With several, the weight's gradient contracts over several axes, for which XLA on CPU first copies both factors:
+    forward and backward of one product took 1.6 to 1.8 times as long at batch 8, 256 tokens, widths 96 to 1024.
+    """
+    return (x.reshape(-1, x.shape[-1]) @ w).reshape(*x.shape[:-1], w.shape[-1])
 
 
 def identity(x: Any) -> Any:
