@@ -35,6 +35,8 @@ _SYNONYMS = {  # common TeX that mathtext lacks -> what it has
     **{name: "" for name in ("big", "Big", "bigl", "bigr", "Bigl", "Bigr", "limits", "nolimits", "displaystyle")},
 }
 _TAG = re.compile(r"\\tag\{([^}]*)\}")
+_BREAK = re.compile(r"\\\\(?:\[[^\]]*\])?")
+_CASES = re.compile(r"\\begin\{cases\}(.*?)\\end\{cases\}", re.DOTALL)
 _BARE = re.compile(r"\\(mathbf|mathrm|mathcal|mathbb|mathit|frac|sqrt)\s+(\w)")
 
 
@@ -71,10 +73,10 @@ def warm_up() -> None:
 
 def rows(tex: str) -> list[str]:
     r"""The rows of a displayed formula: `aligned` and its like are split at `\\`, which mathtext does not know."""
-    body = _ENVIRONMENT.sub("", tex)
-    if "\\begin" in body:  # cases or a matrix, which mathtext cannot draw: it stays whole
+    body = _ENVIRONMENT.sub("", _CASES.sub(_cases, tex))
+    if "\\begin" in body:  # a matrix, which mathtext cannot draw: it stays whole
         return [tex.strip()]
-    return [row.replace("&", " ").strip() for row in re.split(r"\\\\(?:\[[^\]]*\])?", body) if row.strip()]
+    return [row.replace("&", " ").strip() for row in _BREAK.split(body) if row.strip()]
 
 
 def formula(tex: str, *, inline: bool = False) -> str:
@@ -83,7 +85,7 @@ def formula(tex: str, *, inline: bool = False) -> str:
     from matplotlib.font_manager import FontProperties
     from matplotlib.mathtext import math_to_image
 
-    text = _TAG.sub(r"\\quad\\quad (\1)", " ".join(tex.split()))
+    text = _TAG.sub(r"\\quad\\quad (\1)", " ".join(_underbraces(tex).split()))
     text = re.sub(r"\\([a-zA-Z]+)", lambda match: _SYNONYMS.get(match[1], match[0]), text)
     text = _BARE.sub(r"\\\1{\2}", text)
     buffer = io.BytesIO()
@@ -98,6 +100,40 @@ def formula(tex: str, *, inline: bool = False) -> str:
     kind = ' class="formula-inline"' if inline else ""
     style = f"vertical-align: -{_points(depth):.2f}pt"
     return f'<img{kind} style="{style}" alt="{alternative}" src="data:image/svg+xml;base64,{source}"/>'
+
+
+def _cases(match: re.Match[str]) -> str:
+    """`cases` as a brace before rows, one above the other."""
+    lines = [line.replace("&", r" \quad ").strip() for line in _BREAK.split(match[1]) if line.strip()] or [""]
+    stack = lines[-1]
+    for line in reversed(lines[:-1]):
+        stack = r"\genfrac{}{}{0}{0}{" + line + "}{" + stack + "}"
+    return r"\left\{" + stack + r"\right."
+
+
+def _underbraces(tex: str) -> str:
+    r"""`\underbrace{body}_{label}` as `\underset{label}{body}`."""
+    name = r"\underbrace"
+    start = tex.find(name + "{")
+    if start < 0:
+        return tex
+    end = _closing(tex, start + len(name))
+    body, rest, label = tex[start + len(name) + 1 : end], tex[end + 1 :], r"\,"
+    if rest.startswith("_{"):
+        stop = _closing(rest, 1)
+        label, rest = rest[2:stop], rest[stop + 1 :]
+    return rf"{tex[:start]}\underset{{{label}}}{{{_underbraces(body)}}}{_underbraces(rest)}"
+
+
+def _closing(tex: str, start: int) -> int:
+    """Where the brace that opens at `start` is closed; the end of the text if it never is."""
+    depth = 0
+    for index in range(start, len(tex)):
+        if tex[index] in "{}" and tex[index - 1] != "\\":
+            depth += 1 if tex[index] == "{" else -1
+            if depth == 0:
+                return index
+    return len(tex)
 
 
 def _points(depth: Any) -> float:

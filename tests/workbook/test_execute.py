@@ -207,8 +207,16 @@ def test_the_page_loads_nothing_and_draws_formulas(tmp_path: Path) -> None:
 
 
 def test_formulas_that_mathtext_lacks_stay_readable() -> None:
-    assert formula(r"\underbrace{a}_{<b>}").startswith("<span") and "&lt;b&gt;" in formula(r"\underbrace{a}_{<b>}")
+    assert formula(r"\overbrace{a}^{<b>}").startswith("<span") and "&lt;b&gt;" in formula(r"\overbrace{a}^{<b>}")
     assert rows(r"\begin{aligned} a &= b \\ c &= d \end{aligned}") == ["a  = b", "c  = d"]
-    assert rows(cases := r"\begin{cases} a \\ b \end{cases}") == [cases]
+    assert rows(matrix := r"\begin{bmatrix} a \\ b \end{bmatrix}") == [matrix]
+    (cases,) = rows(r"\begin{aligned} g &= \begin{cases} a & b \\ 0 & c \end{cases} \end{aligned}")
+    assert formula(cases).startswith("<img") and r"\begin" not in cases
+    (three,) = rows(r"\begin{cases} a \\ b \\ c \end{cases}")
+    assert formula(three).startswith("<img")
+    assert formula(r"\underbrace{-\frac{1}{T} x}_{\text{next}} + \underbrace{\underbrace{a}_{b} \}}_{c} y").startswith(
+        "<img"
+    )
+    assert formula(r"\underbrace{\frac{a").startswith("<span")  # never closed
     for known in (r"a \le \tfrac{1}{2} \bigl( x \bigr)", r"\mathbf W \tag{3}", r"\{x \mid x \ne 0\}"):
         assert formula(known).startswith("<img")
