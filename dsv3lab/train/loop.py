@@ -200,7 +200,7 @@ class _Run:
         self.held_out = validation.sample(self.dataset, weights=self.weights, count=self.train.eval_windows)
         self.clock = Clock(
             tokens_per_step=self.train.batch_size * self.length,
-            flops_per_token=flops_per_token(self.config.model, sequence_length=self.length),
+            flops_per_token=flops_per_token(self.config.model, sequence_length=self.length, causal=True),
             peak_flops=matmul_peak(),
         )
         self.report({"train/compile_s": compile_s, "perf/matmul_peak_flops": self.clock.peak_flops}, self.done)

@@ -71,7 +71,15 @@ def gradients(
 
     Returns:
         the gradient of the trainable leaves (`None` elsewhere), and the losses with the loads summed over the parts.
+
+    Raises:
+        ValueError: if this device's windows do not split into the micro-batches.
     """
+    if windows.shape[0] % config.micro_batches:
+        raise ValueError(
+            f"train.micro_batches: {windows.shape[0]} sequences on this device do not split into {config.micro_batches} "
+            "equal parts; choose a divisor"
+        )
     params, rest = split(model)
     # A weight shared by all devices would get its gradient summed over them within every micro-batch. Marked as
     # varying like the data, it gets this device's gradient, and the caller communicates once for the whole batch.

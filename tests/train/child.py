@@ -17,7 +17,6 @@ from tests.train.test_loop import CONFIG
 TEAR = {
     "arrays": "the save of step 2, after the model and before the optimizer: no checkpoint exists yet",
     "step": "after step 5, which is on no disk",
-    "rename": "the save of step 6, complete but for its name",
     "delete": "the deletion of step 2, half done",
 }
 
@@ -54,8 +53,6 @@ def main(directory: Path, moment: str) -> None:
 
     if moment == "arrays":
         die_before(checkpoint.ocp.Checkpointer, "save", lambda _, path, *rest: path.name == "optimizer")
-    if moment == "rename":
-        die_before(checkpoint.os, "replace", lambda _, target: Path(target).name == "step_00000006")
     if moment == "delete":
         die_before(shutil, "rmtree", is_half_deleted)
     train.fit(CONFIG, builders.FakeDataset(), directory, report=report)

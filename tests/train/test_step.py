@@ -100,3 +100,10 @@ def test_micro_batches_and_remat_equal_one_batch() -> None:
         np.testing.assert_allclose(many, one, atol=tolerances.GRADIENT_RTOL * float(jnp.max(jnp.abs(one))), rtol=0)
     bias = [step.bias_update(model.bias(), p.loads, speed=0.1) for p in (parts, sums)]
     assert np.array_equal(*bias)
+
+
+def test_a_batch_that_does_not_split_is_refused_by_name() -> None:
+    config = builders.train_config(micro_batches=2)
+    model = jax.eval_shape(lambda: step.TrainState.init(builders.model_config(), config, sequence_length=LENGTH)).model
+    with pytest.raises(ValueError, match="train.micro_batches: 3 sequences on this device do not split into 2"):
+        jax.eval_shape(lambda m, w: step.gradients(m, w, config=config), model, jnp.zeros((3, LENGTH + 1), jnp.int32))
