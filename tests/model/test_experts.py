@@ -2,14 +2,17 @@
 
 import functools as ft
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from dsv3lab.model import Execution, Experts
 from dsv3lab.model.exchange import expert_order, local_exchange
 from dsv3lab.model.grouped import BLOCK, grouped_matmul
+from tests.builders import model_config
 from tests.tolerances import GROUPED_ATOL, MODEL_ATOL
 
 ROWS, INNER, OUTER, EXPERTS = 2 * BLOCK + 44, 6, 5, 4
@@ -17,6 +20,10 @@ RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.normal(size=(ROWS, INNER)), jnp.float32)
 W = jnp.asarray(RNG.normal(size=(EXPERTS, INNER, OUTER)), jnp.float32)
 DY = jnp.asarray(RNG.normal(size=(ROWS, OUTER)), jnp.float32)
+
+
+def _shape(*shape: int, dtype: type = jnp.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
 
 
 @ft.cache
@@ -40,6 +47,24 @@ def test_implementations_agree_for_groups_of_any_size(cuts: list[int]) -> None:
     for implementation in ("ragged", "blocked", None):
         for name, a, b in zip(("y", "dx", "dw"), product(implementation)(sizes), truth, strict=True):
             np.testing.assert_allclose(a, b, atol=GROUPED_ATOL, err_msg=f"{implementation}: {name}")
+
+
+def test_the_fast_path_needs_at_most_a_fifth_of_the_temporaries_of_ragged_dot() -> None:
+    """At the sizes of `benchmarks/grouped_matmul.py`, compiled and not run."""
+    config = model_config(hidden_size=256, n_routed_experts=16, moe_intermediate_size=512)
+    weights = eqx.filter_eval_shape(lambda key: Experts.init(config, key=key), jax.random.key(0))
+    rows, gates, sizes = _shape(4096 * 4, 256), _shape(4096 * 4), _shape(16, dtype=jnp.int32)
+
+    def temporaries(implementation: str) -> int:
+        execution = Execution(grouped_matmul=ft.partial(grouped_matmul, implementation=implementation))
+
+        def loss(weights: Experts, rows: jax.Array, gates: jax.Array, sizes: jax.Array) -> jax.Array:
+            return jnp.sum(jnp.square(weights(rows, gates, sizes, execution=execution)))
+
+        program = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(weights, rows, gates, sizes).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    assert 5 * temporaries("blocked") <= temporaries("ragged")
 
 
 def test_order_is_a_stable_sort_and_place_its_inverse() -> None:

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from dsv3lab.model.routing import balance_loss, expert_loads, gate_weights, select
 from dsv3lab.model import reading as reference
+from dsv3lab.model.routing import balance_loss, expert_loads, gate_weights, select
 from tests.tolerances import MODEL_ATOL, ROUTING_RTOL
 
 TOP, GROUPS, TOP_GROUPS, EXPERTS, TOKENS = 3, 4, 2, 8, 5
