@@ -120,7 +120,7 @@ def _programs(
 
     Compiled ahead, so that compilation is no part of any step's time.
     """
-    state = jax.eval_shape(lambda: TrainState.init(model, train, sequence_length=length))
+    state = TrainState.abstract(model, train, sequence_length=length)
 
     def step(state: TrainState, windows: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         return train_step(state, windows, config=train, sequence_length=length, execution=execution)
@@ -158,7 +158,7 @@ class _Run:
         self.last: dict[str, float] = {}
 
         checkpoint.clean(directory)
-        abstract = jax.eval_shape(lambda: TrainState.init(config.model, self.train, sequence_length=self.length))
+        abstract = TrainState.abstract(config.model, self.train, sequence_length=self.length)
         restored = checkpoint.restore(directory, abstract, identity=self.identity)
         self.resumed_from = 0 if restored is None else int(restored.step)
         self.state = restored or TrainState.init(config.model, self.train, sequence_length=self.length)

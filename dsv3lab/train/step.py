@@ -30,9 +30,15 @@ class TrainState(eqx.Module):
     def init(
         model: ModelConfig, train: TrainConfig, *, sequence_length: int, key: PRNGKeyArray | None = None
     ) -> "TrainState":
-        """A fresh state; `key` defaults to the one of `train.seed`. Works under `eqx.filter_eval_shape` too."""
+        """A fresh state; `key` defaults to the one of `train.seed`."""
         start = init(model, key=jax.random.key(train.seed) if key is None else key)
         return TrainState.of(start, train, sequence_length=sequence_length)
+
+    @staticmethod
+    def abstract(model: ModelConfig, train: TrainConfig, *, sequence_length: int) -> Any:
+        """The same tree with shapes and types in place of arrays: what a checkpoint is restored into."""
+        options = {"sequence_length": sequence_length}
+        return jax.eval_shape(lambda: TrainState.of(DeepSeek.init(model, key=jax.random.key(0)), train, **options))
 
     @staticmethod
     def of(model: DeepSeek, train: TrainConfig, *, sequence_length: int) -> "TrainState":

@@ -18,7 +18,7 @@ from tests.train.helpers import random_like
 
 MODEL = builders.model_config(num_hidden_layers=1, first_k_dense_replace=0, num_nextn_predict_layers=0)
 TRAIN = builders.train_config()
-SHAPES = jax.eval_shape(lambda: TrainState.init(MODEL, TRAIN, sequence_length=8))
+SHAPES = TrainState.abstract(MODEL, TRAIN, sequence_length=8)
 IDENTITY = {"model": plain(MODEL), "train": {"seed": 0}, "data_digest": "abc"}
 
 

@@ -65,7 +65,7 @@ def test_decay_acts_on_matrices_only() -> None:
 def test_without_gradient_only_decayed_leaves_move_and_only_by_the_decay() -> None:
     model = builders.model_config(num_hidden_layers=1, first_k_dense_replace=0, num_nextn_predict_layers=0)
     config = builders.train_config()
-    shapes = jax.eval_shape(lambda: TrainState.init(model, config, sequence_length=LENGTH))
+    shapes = TrainState.abstract(model, config, sequence_length=LENGTH)
     params, _ = split(jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), shapes.model))
 
     @jax.jit

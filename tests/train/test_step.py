@@ -51,7 +51,7 @@ def test_the_sign_is_taken_after_the_sum() -> None:
 def test_gamma_zero_leaves_the_bias_bitwise_through_the_optimizer() -> None:
     model = builders.model_config(num_hidden_layers=1, first_k_dense_replace=0, num_nextn_predict_layers=0)
     config = builders.train_config()
-    state = random_like(jax.eval_shape(lambda: step.TrainState.init(model, config, sequence_length=LENGTH)))
+    state = random_like(step.TrainState.abstract(model, config, sequence_length=LENGTH))
     state = eqx.tree_at(
         lambda s: s.opt_state, state, step.TrainState.of(state.model, config, sequence_length=LENGTH).opt_state
     )
@@ -81,7 +81,7 @@ def test_micro_batches_and_remat_equal_one_batch() -> None:
     """k micro-batches, recomputed in the backward pass, give the gradient, the losses and the loads of one batch."""
     model_config = builders.model_config(num_hidden_layers=2, first_k_dense_replace=0)
     whole = builders.train_config(micro_batches=1)
-    model = random_like(jax.eval_shape(lambda: step.TrainState.init(model_config, whole, sequence_length=LENGTH))).model
+    model = random_like(step.TrainState.abstract(model_config, whole, sequence_length=LENGTH)).model
     windows = jnp.asarray(builders.FakeDataset().batch_at(0, batch_size=4))
 
     def run(micro_batches: int, execution):  # noqa: ANN001, ANN202
