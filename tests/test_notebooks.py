@@ -1,0 +1,108 @@
+"""The notebooks: their form, and every cell of them through the real pipeline with the short profile."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from dsv3lab.config import ROOT
+from dsv3lab.workbook import pipeline, promotion, verify
+from dsv3lab.workbook import record as records
+from dsv3lab.workbook.compose import compose
+
+NOTEBOOKS = sorted((ROOT / "notebooks").rglob("*.ipynb"))
+STAGES = {
+    stage.notebook: f"phase{number}/{name}"
+    for number in (1, 2, 3, 4)
+    for name, stage in compose([], phase=number)[0].phase.stages.items()
+}
+# Gates that hold at any size; those on speed, loss and balance need the sizes of the default profile.
+EXACT = {
+    1: {"mla_error", "mla_causality", "mla_cache_v3", "routing_error", "routing_choice"},
+    2: {"train_finite", "resume_bitwise", "resume_damage"},
+    3: {"dp_gradient", "dp_loads", "dp_bias", "dp_bytes"},
+    4: {"restore_equal", "restore_generate"},
+}
+
+
+def _code(path: Path) -> list:
+    return [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_a_short_story_without_logic_or_outputs(path):
+    nb = nbformat.read(path, 4)
+    nbformat.validate(nb)
+    assert nb.metadata.kernelspec.name == "python3"
+    assert nb.cells[0].cell_type == "markdown" and nb.cells[0].source.startswith("# ")
+    assert sum("parameters" in cell.metadata.get("tags", []) for cell in nb.cells) == 1
+    for cell in _code(path):
+        assert not cell.outputs and cell.execution_count is None
+        assert len(cell.source.splitlines()) <= 30, cell.source[:200]
+        assert not re.search(r"^\s*(def|class) ", cell.source, re.MULTILINE), "logic belongs in the package"
+        assert "mlflow" not in cell.source, "notebooks never talk to MLflow"
+
+
+def test_every_stage_has_its_notebook_and_every_notebook_its_stage():
+    here = {path.relative_to(ROOT).as_posix() for path in NOTEBOOKS} - {"notebooks/00_start_here.ipynb"}
+    assert here == set(STAGES)
+    for notebook, stage in STAGES.items():
+        source = "\n".join(cell.source for cell in _code(ROOT / notebook))
+        assert f'wb.Stage.open("{stage}"' in source and source.rstrip().endswith("stage.close()")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """One runs folder for all phases, as a user has it; the prepared corpus is that of the other tests."""
+    folder = tmp_path_factory.mktemp("lab")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DSV3LAB_RUNS", str(folder))
+        yield folder
+
+
+@pytest.mark.limit(400)
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_every_cell_of_a_phase_runs_and_its_exact_gates_pass(number, runs, capsys):
+    status = pipeline.main([f"phase{number}", "profile=ci"])
+    shown = capsys.readouterr().out
+    assert status in (0, 1), shown
+    (folder,) = (runs / f"phase{number}").glob("2*")
+    record = records.read(folder)
+    assert all(stage.status == "ok" for stage in record.stages), shown
+    passed = {result.gate_id for result in record.results if result.status == "pass"}
+    assert passed >= EXACT[number], shown
+    assert not any(result.status in ("missing", "error") for result in record.results), shown
+    assert not promotion.read_chain(runs), "the short profile is never promoted"
+    for stage in record.stages:
+        content = json.loads((folder / stage.name / "stage.json").read_text())
+        assert content["status"] == "closed" and content["figures"]
+
+
+@pytest.mark.limit(60)
+def test_what_the_phases_left_verifies(runs, capsys):
+    assert verify.main([]) == 0, capsys.readouterr().out
+
+
+@pytest.mark.limit(120)
+def test_start_here_runs(runs, tmp_path):
+    out = tmp_path / "out.ipynb"
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        "--no-progress-bar",
+        "--kernel",
+        "python3",
+        "--yaml",
+        "overrides: [profile=ci]",
+    ]
+    done = subprocess.run(
+        [*command, str(ROOT / "notebooks/00_start_here.ipynb"), str(out)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "unknown parameter" not in done.stderr
+    assert all(cell.execution_count for cell in _code(out))
