@@ -97,12 +97,11 @@ def test_start_here_runs(runs, tmp_path):
         "--no-progress-bar",
         "--kernel",
         "python3",
-        "--yaml",
+        "-y",
         "overrides: [profile=ci]",
     ]
-    done = subprocess.run(
-        [*command, str(ROOT / "notebooks/00_start_here.ipynb"), str(out)], capture_output=True, text=True
-    )
+    arguments = [*command, str(ROOT / "notebooks/00_start_here.ipynb"), str(out)]
+    done = subprocess.run(arguments, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "unknown parameter" not in done.stderr
     assert all(cell.execution_count for cell in _code(out))

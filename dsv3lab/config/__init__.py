@@ -21,13 +21,13 @@ from dsv3lab.config.paths import runs_dir as runs_dir
 from dsv3lab.config.run import RunConfig as RunConfig
 from dsv3lab.config.run import config as config
 from dsv3lab.config.run import read_yaml as read_yaml
+from dsv3lab.config.train import CheckpointConfig as CheckpointConfig
 from dsv3lab.config.train import EvalConfig as EvalConfig
-from dsv3lab.config.train import ParallelConfig as ParallelConfig
-from dsv3lab.config.train import PrecisionConfig as PrecisionConfig
 from dsv3lab.config.train import LossConfig as LossConfig
 from dsv3lab.config.train import OptimizerConfig as OptimizerConfig
+from dsv3lab.config.train import ParallelConfig as ParallelConfig
+from dsv3lab.config.train import PrecisionConfig as PrecisionConfig
 from dsv3lab.config.train import ScheduleConfig as ScheduleConfig
-from dsv3lab.config.train import CheckpointConfig as CheckpointConfig
 from dsv3lab.config.train import TrainConfig as TrainConfig
 from dsv3lab.config.workbook import GateConfig as GateConfig
 from dsv3lab.config.workbook import PhaseConfig as PhaseConfig

@@ -58,7 +58,9 @@ class ModelConfig:
             raise ConfigError(f"topk_group: {self.topk_group} is above n_group {self.n_group}")
         reachable = self.topk_group * self.n_routed_experts // self.n_group
         if self.num_experts_per_tok > reachable:
-            raise ConfigError(f"num_experts_per_tok: {self.num_experts_per_tok} is above the {reachable} experts within reach")
+            raise ConfigError(
+                f"num_experts_per_tok: {self.num_experts_per_tok} is above the {reachable} experts within reach"
+            )
         if self.n_group > 1 and self.n_routed_experts // self.n_group < 2:
             raise ConfigError("n_group: the group score is the sum of two experts, so each group needs at least 2")
 

@@ -40,7 +40,9 @@ class RunConfig:
                 f"model.max_position_embeddings {self.model.max_position_embeddings}"
             )
         if self.train.batch_size % self.parallel.data:
-            raise ConfigError(f"parallel.data: {self.train.batch_size} sequences do not split over {self.parallel.data} devices")
+            raise ConfigError(
+                f"parallel.data: {self.train.batch_size} sequences do not split over {self.parallel.data} devices"
+            )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

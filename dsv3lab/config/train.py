@@ -72,7 +72,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if self.batch_size % self.micro_batches:
-            raise ConfigError(f"micro_batches: {self.batch_size} sequences do not split into {self.micro_batches} equal parts")
+            raise ConfigError(
+                f"micro_batches: {self.batch_size} sequences do not split into {self.micro_batches} equal parts"
+            )
 
     def steps(self, sequence_length: int) -> int:
         """Optimizer steps that spend the token budget, rounded up."""
@@ -83,7 +85,9 @@ class TrainConfig:
 class EvalConfig:
     """What the final evaluation covers."""
 
-    max_bytes_per_domain: int = within(1, unit="bytes", doc="validation documents are taken in order up to this many bytes")
+    max_bytes_per_domain: int = within(
+        1, unit="bytes", doc="validation documents are taken in order up to this many bytes"
+    )
     batch_size: int = within(1, unit="windows", doc="windows evaluated at once")
 
 
