@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 Kind = Literal["source", "readme", "reference"]
 
@@ -151,7 +151,8 @@ def _recorded(kind: Kind, package: str) -> dict[str, str]:
     return {path: sha256 for path, sha256 in paths if not path.startswith(("..", "/")) and not _SKIPPED.search(path)}
 
 
-def _distribution(package: str) -> importlib.metadata.Distribution:
+# A Distribution of the standard library, or of its backport importlib_metadata where something has imported that.
+def _distribution(package: str) -> Any:
     try:
         return importlib.metadata.distribution(package)
     except importlib.metadata.PackageNotFoundError:
@@ -161,7 +162,7 @@ def _distribution(package: str) -> importlib.metadata.Distribution:
         ) from None
 
 
-def _description(distribution: importlib.metadata.Distribution) -> str:
+def _description(distribution: Any) -> str:
     # Read from the bytes: the email parser behind `.metadata` differs in how it treats continuation lines.
     text = (distribution.read_text("METADATA") or "").replace("\r\n", "\n")
     return text.partition("\n\n")[2]

@@ -166,6 +166,7 @@ def test_wrong_requests_are_refused_with_the_nearest_name_or_the_numbers() -> No
         MODEL.with_bias(BIAS[:2])
 
 
+@pytest.mark.limit(30)  # compiles thirty random draws
 def test_init_has_the_configured_deviation_and_abstract_has_its_structure() -> None:
     model, shapes = init(CONFIG, key=jax.random.key(0)), abstract(CONFIG)
     assert jax.tree.structure(model) == jax.tree.structure(shapes)
