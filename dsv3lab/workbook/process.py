@@ -96,12 +96,8 @@ class Child:
 
 
 def kernel_environment(runs: Path, *, stage: str) -> dict[str, str]:
-    """What the executor and its kernel inherit; what the user set for JAX stays.
-
-    NPROC: XLA sizes its CPU thread pool by it, and bursts of collectives on simulated devices abort on a small one.
-    """
+    """What the executor and its kernel inherit; what the user set for JAX stays."""
     environment = {name: value for name, value in os.environ.items() if name not in ("MPLBACKEND", "MLFLOW_RUN_ID")}
-    environment.setdefault("NPROC", "64")
     environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(runs / "cache" / "jax" / machine()))
     environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
     path = [str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]
