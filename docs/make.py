@@ -1,0 +1,135 @@
+"""Fill the README's results and pictures from the newest promoted run of each phase.
+
+    .venv/bin/python docs/make.py
+
+Numbers come from the records' files and pictures from the runs' figures; with Chromium on the machine, pictures of the
+phase 2 report, of an executed notebook and of the MLflow UI are taken too.
+"""
+
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+from dsv3lab.config import ROOT, runs_dir
+from dsv3lab.workbook import last_values, promotion, ui
+from dsv3lab.workbook import record as records
+
+PICTURES = ROOT / "docs" / "pictures"
+FIGURES = {
+    "loss": ("phase2/train/figures/loss.png", "Loss over training, with held-out text"),
+    "bits_per_byte": ("phase2/train/figures/bits_per_byte.png", "Bits per byte on held-out text, against references"),
+    "maxvio": ("phase1/routing/figures/maxvio.png", "Imbalance of the experts under three balance methods"),
+}
+
+
+def newest() -> dict[str, Path]:
+    """The folder of the newest promoted execution of each phase."""
+    chain = [p for p in promotion.read_chain(runs_dir()) if p.profile == "default"]
+    found = {p.phase: (runs_dir() / p.record).parent for p in chain}
+    if len(found) < 4:
+        raise SystemExit(f"{runs_dir()}: not all four phases are promoted; run `make run` first")
+    return found
+
+
+def results(folders: dict[str, Path]) -> str:
+    """The tables of expected results, in Markdown."""
+    record = records.read(folders["phase2"])
+    train = last_values(folders["phase2"] / "train" / "metrics.jsonl")
+    lines = ["| phase | minutes | peak memory | gates passed |", "| --- | --- | --- | --- |"]
+    for phase, folder in sorted(folders.items()):
+        content = records.read(folder)
+        values = [last_values(folder / stage.name / "metrics.jsonl") for stage in content.stages]
+        minutes = sum(stage.seconds for stage in content.stages) / 60
+        memory = max(value["stage/peak_rss_bytes"] for value in values) / 1e9
+        passed = sum(result.status == "pass" for result in content.results)
+        lines.append(f"| {phase} | {minutes:.1f} | {memory:.1f} GB | {passed} of {len(content.results)} |")
+    lines += ["", "| held-out text | bits per byte |", "| --- | --- |"]
+    lines.append(f"| **this model** | **{train['quality/bits_per_byte']:.3f}** |")
+    references = {key: value for key, value in train.items() if key.startswith("eval/reference/")}
+    for key, value in references.items():
+        lines.append(f"| {key.removeprefix('eval/reference/').replace('_', ' ')} | {value:.3f} |")
+    environment = record.environment
+    lines += [
+        "",
+        f"Validation loss {train['quality/loss']:.3f} nats/token; training at {train['perf/tokens_per_s']:,.0f} tokens/s, "
+        f"{train['perf/peak_fraction']:.0%} of the matmul peak measured in the same process "
+        f"({train['perf/matmul_peak_flops'] / 1e9:.0f} GFLOP/s, fp32). One run of {record.started[:10]} on "
+        f"{environment.cores} CPU cores with {environment.memory_gib:.0f} GiB, Python {environment.python}, "
+        f"jax {environment.packages['jax']}; `docs/make.py` wrote this from the run's files.",
+    ]
+    return "\n".join(lines)
+
+
+def pictures(folders: dict[str, Path]) -> str:
+    """Copy the figures, take the screenshots, and return the Markdown that shows them."""
+    PICTURES.mkdir(exist_ok=True)
+    lines = []
+    for name, (path, title) in FIGURES.items():
+        phase, _, rest = path.partition("/")
+        shutil.copyfile(folders[phase] / rest, PICTURES / f"{name}.png")
+        lines.append(f"![{title}](docs/pictures/{name}.png)")
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        print("no Chromium: the screenshots stay as they are")
+    else:
+        shot(browser, (folders["phase2"] / "report.html").as_uri(), "report", height=1400)
+        shot(browser, (folders["phase1"] / "mla" / "executed.html").as_uri(), "notebook", height=1600)
+        mlflow(browser)
+    shown = {"report": "The report of phase 2", "notebook": "An executed notebook", "mlflow": "The MLflow UI"}
+    lines += [f"![{title}](docs/pictures/{n}.png)" for n, title in shown.items() if (PICTURES / f"{n}.png").exists()]
+    return "\n\n".join(lines)
+
+
+def shot(browser: str, address: str, name: str, *, height: int, wait_ms: int = 3000) -> None:
+    """A screenshot of `address`, 1280 pixels wide."""
+    with tempfile.TemporaryDirectory() as profile:
+        options = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            "--disable-background-networking",
+        ]
+        options += [f"--user-data-dir={profile}", f"--window-size=1280,{height}", f"--virtual-time-budget={wait_ms}"]
+        target = PICTURES / f"{name}.png"
+        subprocess.run([browser, *options, f"--screenshot={target}", address], check=True, capture_output=True)
+
+
+def mlflow(browser: str) -> None:
+    """A screenshot of the runs' table in the light UI."""
+    port = ui.free_port()
+    server = subprocess.Popen(ui.command(runs_dir() / "mlflow.db", port), env=ui.environment())
+    try:
+        ui.wait_until_up(server, port)
+        listing = f"http://127.0.0.1:{port}/ajax-api/2.0/mlflow/experiments/get-by-name?experiment_name=dsv3lab"
+        found = re.search(r'"experiment_id": *"(\d+)"', urllib.request.urlopen(listing).read().decode())
+        if found is None:
+            raise SystemExit("MLflow knows no experiment 'dsv3lab'; run `dsv3lab sync` first")
+        time.sleep(1)
+        address = f"http://127.0.0.1:{port}/#/experiments/{found.group(1)}/runs"
+        shot(browser, address, "mlflow", height=900, wait_ms=15000)
+    finally:
+        ui.stop(server)
+
+
+def fill(text: str, mark: str, content: str) -> str:
+    """`text` with what stands between the marks replaced."""
+    begin, end = f"<!-- {mark}:begin -->", f"<!-- {mark}:end -->"
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n{content}\n{end}{after}"
+
+
+def main() -> None:
+    folders = newest()
+    readme = ROOT / "README.md"
+    text = fill(readme.read_text(), "results", results(folders))
+    readme.write_text(fill(text, "pictures", pictures(folders)))
+
+
+if __name__ == "__main__":
+    main()
