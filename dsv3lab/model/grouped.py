@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from dsv3lab.model.varying import align
 
 Implementation = Literal["reference", "ragged", "blocked"]
-BLOCK = 128
+BLOCK = 256
 
 
 def grouped_matmul(
