@@ -5,6 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from dsv3lab.config import ModelConfig, YarnConfig, nearest
@@ -187,7 +188,7 @@ def _biases(model: DeepSeek) -> list[Any]:
 def init(config: ModelConfig, *, key: PRNGKeyArray, sharding: Any = None) -> DeepSeek:
     """A new model, computed in one program; `sharding` (one for all arrays or a tree of them) places it as it is made."""
     options: dict[str, Any] = {} if sharding is None else {"out_shardings": sharding}
-    if jax.default_backend() == "cpu" and not isinstance(key, jax.core.Tracer):  # options have no place inside a trace
+    if jax.default_backend() == "cpu" and not isinstance(key, Tracer):  # options have no place inside a trace
         # Thirty random draws of different shapes: optimising them takes three times as long as everything else.
         options["compiler_options"] = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
     return jax.jit(lambda key: DeepSeek.init(config, key=key), **options)(key)
