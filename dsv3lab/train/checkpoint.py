@@ -22,6 +22,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from dsv3lab.config import ConfigError, ModelConfig, canonical, diff, plain
+from dsv3lab.data.dataset import file_sha256
 from dsv3lab.model import DeepSeek, abstract
 from dsv3lab.train.step import TrainState
 
@@ -148,7 +149,7 @@ def verify(folder: Path) -> str:
             raise CheckpointError(f"{folder / name}: missing, although the manifest lists it")
         if name not in files:
             raise CheckpointError(f"{folder / name}: not listed in the manifest, so it was added afterwards")
-        if _sha256(present[name]) != files[name]:
+        if file_sha256(present[name]) != files[name]:
             raise CheckpointError(f"{folder / name}: damaged (its SHA-256 is not that of the manifest)")
     return manifest["digest"]
 
@@ -166,7 +167,7 @@ def _write(target: Path, trees: Mapping[str, Any], *, step: int, identity: Mappi
     device = jax.devices()[0].device_kind
     meta = {"schema": 1, "step": step, "identity": plain(identity), "versions": versions, "device": device}
     (temporary / META).write_text(canonical(meta) + "\n")
-    files = {path.relative_to(temporary).as_posix(): _sha256(path) for path in _files(temporary)}
+    files = {path.relative_to(temporary).as_posix(): file_sha256(path) for path in _files(temporary)}
     (temporary / MANIFEST).write_text(canonical({"files": files, "digest": _digest(files)}) + "\n")
     for path in (*_files(temporary), *(p for p in temporary.rglob("*") if p.is_dir()), temporary):
         _flush(path)
@@ -222,11 +223,6 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _digest(files: Mapping[str, str]) -> str:
     return hashlib.sha256(canonical(files).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_json(path: Path) -> Any:
