@@ -61,7 +61,9 @@ def measure(*, tokens: int, width: int, experts: int, top: int, inner: int, repe
         float(jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b)))
         for a, b in zip(jax.tree.leaves(outputs["blocked"]), jax.tree.leaves(outputs["ragged"]), strict=True)
     ]
-    timings = median_time({n: ft.partial(p, *arguments) for n, p in programs.items()}, repeats=repeats, warmup=0)
+    timings = median_time(
+        {n: ft.partial(p, *arguments) for n, p in programs.items()}, repeats=repeats, warmup=0, settle=1
+    )
     seconds = {name: timing.median_s for name, timing in timings.items()}
     temporaries = {name: program.memory_analysis().temp_size_in_bytes for name, program in programs.items()}
     flops = 3 * 2 * tokens * top * width * inner * 3

@@ -27,13 +27,17 @@ class Timing:
     samples: tuple[float, ...]
 
 
-def median_time(fns: Mapping[str, Callable[[], Any]], *, repeats: int, warmup: int = 1) -> dict[str, Timing]:
+def median_time(
+    fns: Mapping[str, Callable[[], Any]], *, repeats: int, warmup: int = 1, settle: int = 0
+) -> dict[str, Timing]:
     """Time each function `repeats` times, interleaved, each result waited for.
 
     Args:
         fns: name -> function without arguments; what it returns is passed to `jax.block_until_ready`.
         repeats: timed calls of each function.
         warmup: calls of each function before any timing (they compile).
+        settle: untimed calls of a function before each timed one. The memory that a function gives back is fetched
+            again from the system by the next one, page by page; with large arrays compared functions need one.
 
     Returns:
         name -> `Timing`, in the order of `fns`.
@@ -49,6 +53,8 @@ def median_time(fns: Mapping[str, Callable[[], Any]], *, repeats: int, warmup: i
     samples: dict[str, list[float]] = {name: [] for name in fns}
     for _ in range(repeats):
         for name, fn in fns.items():
+            for _ in range(settle):
+                jax.block_until_ready(fn())
             start = time.perf_counter()
             jax.block_until_ready(fn())
             samples[name].append(time.perf_counter() - start)

@@ -37,6 +37,7 @@ def model_config(**changes: Any) -> configs.ModelConfig:
         "num_nextn_predict_layers": 1,
         "max_position_embeddings": 64,
         "initializer_range": 0.1,
+        "embedding_initializer_range": 0.2,
     }
     return configs.config("nano", **(tiny | changes))
 
@@ -89,6 +90,7 @@ def run_config(
             name="test",
             promotes=False,
             bench_repeats=1,
+            time_factor=1.0,
             bench_tokens=128,
             routing_steps=1,
             resume_steps=4,

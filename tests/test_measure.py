@@ -15,6 +15,14 @@ def test_calls_are_interleaved_after_the_warm_up():
     assert all(len(t.samples) == 3 and t.median_s <= t.p95_s for t in timings.values())
 
 
+def test_a_settling_call_of_the_same_function_comes_before_each_timed_one():
+    calls = []
+    fns = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
+    timings = measure.median_time(fns, repeats=2, warmup=0, settle=1)
+    assert calls == ["a", "a", "b", "b"] * 2
+    assert all(len(t.samples) == 2 for t in timings.values())
+
+
 def test_no_repeats_is_refused():
     with pytest.raises(ValueError, match="repeats: 0"):
         measure.median_time({"a": lambda: None}, repeats=0)

@@ -46,6 +46,7 @@ class ModelConfig:
     rope_scaling: YarnConfig | None
     max_position_embeddings: int = within(1, unit="tokens", doc="longest context")
     initializer_range: float = within(0.0, doc="standard deviation of the normal initialisation (0.006 in the report)")
+    embedding_initializer_range: float = within(0.0, doc="the same for the embedding (0.006 in the report)")
 
     def __post_init__(self) -> None:
         if self.qk_rope_head_dim % 2:

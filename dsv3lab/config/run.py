@@ -44,6 +44,14 @@ class RunConfig:
                 f"parallel.data: {self.train.batch_size} sequences do not split over {self.parallel.data} devices"
             )
 
+    def expected_s(self, stage: str) -> float:
+        """Usual time of a stage of this phase under this profile, in seconds."""
+        return self.phase.stages[stage].expected_s * self.profile.time_factor
+
+    def limit_s(self, stage: str) -> float:
+        """Wall-clock limit of a stage of this phase, in seconds: a longer profile has more, a shorter one not less."""
+        return self.phase.stages[stage].limit_s * max(1.0, self.profile.time_factor)
+
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file.

@@ -50,8 +50,8 @@ class StageConfig:
     notebook: str
     needs: tuple[str, ...]
     """Stages whose folder this one reads, as `phase/stage`; those of the same phase run first."""
-    limit_s: float = within(1.0, unit="s", doc="wall-clock limit")
-    expected_s: float = within(0.0, unit="s", doc="usual time on 2 CPU cores, for the first ETA")
+    limit_s: float = within(1.0, unit="s", doc="wall-clock limit in the default profile")
+    expected_s: float = within(0.0, unit="s", doc="usual time on 2 CPU cores in the default profile, for the first ETA")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +110,7 @@ class ProfileConfig:
     resume_steps: int = within(4, unit="steps", doc="optimizer steps of the kill-and-resume run in phase 2")
     parallel_steps: int = within(1, unit="steps", doc="optimizer steps compared between one device and many in phase 3")
     generate_tokens: int = within(1, unit="tokens", doc="tokens generated for each prompt in phase 4")
+    time_factor: float = within(0.01, doc="how many times as long as in the default profile a stage takes")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,7 +60,7 @@ class DeepSeek(eqx.Module):
         if config.num_moe_layers:
             stacks.append(Stack.init(config, moe=(True,), repeats=config.num_moe_layers, key=keys[2]))
         return DeepSeek(
-            embedding=normal(keys[0], (config.vocab_size, config.hidden_size), std=std),
+            embedding=normal(keys[0], (config.vocab_size, config.hidden_size), std=config.embedding_initializer_range),
             stacks=tuple(stacks),
             norm=RMSNorm.init(config.hidden_size, eps=config.rms_norm_eps),
             head=normal(keys[3], (config.hidden_size, config.vocab_size), std=std),

@@ -1,7 +1,6 @@
 """Grouped matrix product: consecutive groups of rows, each with its own matrix."""
 
-import functools as ft
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +9,7 @@ from jaxtyping import Array, Float, Int
 from dsv3lab.model.varying import align
 
 Implementation = Literal["reference", "ragged", "blocked"]
-BLOCK = 256
+BLOCK, REMAINDER = 512, 64
 
 
 def grouped_matmul(
@@ -27,8 +26,8 @@ def grouped_matmul(
         w: one matrix for each group.
         group_sizes: rows of each group, int32; they sum to the number of rows.
         implementation: "reference" computes every row with every matrix and picks (the slow truth); "ragged" is
-            `jax.lax.ragged_dot`, which expands to experts x rows on CPU; "blocked" walks blocks of rows and touches
-            only their own matrix. None: "blocked" on CPU, "ragged" elsewhere.
+            `jax.lax.ragged_dot`, which expands to experts x rows on CPU; "blocked" walks each group in blocks of rows
+            and touches only its own matrix. None: "blocked" on CPU, "ragged" elsewhere.
 
     Raises:
         ValueError: for an unknown implementation.
@@ -40,7 +39,7 @@ def grouped_matmul(
     if implementation == "ragged":
         return jax.lax.ragged_dot(x, w, group_sizes)
     if implementation == "blocked":
-        return _blocked(*align(x, w, group_sizes), min(BLOCK, max(x.shape[0], 1)))
+        return _blocked(*align(x, w, group_sizes)) if x.shape[0] else _reference(x, w, group_sizes)
     raise ValueError(f"grouped_matmul: unknown implementation {implementation!r}; known: reference, ragged, blocked")
 
 
@@ -50,51 +49,108 @@ def _reference(x: Array, w: Array, group_sizes: Array) -> Array:
     return jnp.sum(jnp.where(member[:, :, None], jnp.einsum("ri,eio->reo", x, w), 0), axis=1)
 
 
-def _table(group_sizes: Array, block: int) -> tuple[Array, Array, Array]:
-    """First block of each group (and the number of blocks, last), and first row of each group."""
-    blocks = jnp.cumsum(-(-group_sizes // block))
-    ends = jnp.cumsum(group_sizes)
-    return blocks, ends, ends - group_sizes
+class _Group(NamedTuple):
+    """Rows `start` to `end` of one group: `blocks` whole blocks, and `rests` smaller ones for what is left over."""
+
+    start: Array
+    end: Array
+    blocks: Array
+    rests: Array
+    rest: int
+
+    @staticmethod
+    def of(group_sizes: Array, group: Array, rows: int) -> "_Group":
+        rest = min(REMAINDER, rows)
+        size, end = group_sizes[group], jnp.cumsum(group_sizes)[group]
+        blocks = size // BLOCK if rows >= BLOCK else jnp.zeros_like(size)
+        return _Group(end - size, end, blocks, -(-(size - blocks * BLOCK) // rest), rest)
+
+    def whole(self, i: Array) -> Array:
+        """First row of the group's i-th whole block."""
+        return self.start + i * BLOCK
+
+    def left(self, i: Array, rows: int) -> tuple[Array, Array]:
+        """First row of the i-th smaller block, and which of its rows are the group's and in no block before it.
+
+        The last one may reach into the next group; at the end of all rows it is moved back instead.
+        """
+        first = self.start + self.blocks * BLOCK + i * self.rest
+        place = jnp.minimum(first, rows - self.rest)
+        row = place + jnp.arange(self.rest)
+        return place, ((row >= first) & (row < self.end))[:, None]
 
 
-@ft.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _blocked(x: Array, w: Array, group_sizes: Array, block: int) -> Array:
-    rows, outer = x.shape[0], w.shape[2]
-    last, _, starts = _table(group_sizes, block)
-    first = last - -(-group_sizes // block)
-    padded = jnp.pad(x, ((0, block), (0, 0)))
+def _multiply(x: Array, w: Array, group_sizes: Array, *, transposed: bool) -> Array:
+    """Each row with its group's matrix, or with its transpose; the transpose is read in place, not copied."""
+    rows, contracted = x.shape[0], 1 if transposed else 0
 
-    # A group's last block runs over into the next group, whose own blocks come later and overwrite it.
-    def body(i: Array, out: Array) -> Array:
-        group = jnp.searchsorted(last, i, side="right", method="compare_all")
-        start = starts[group] + (i - first[group]) * block
-        product = jax.lax.dynamic_slice_in_dim(padded, start, block) @ w[group]
-        return jax.lax.dynamic_update_slice_in_dim(out, product, start, axis=0)
+    def one(group: Array, out: Array) -> Array:
+        matrix, its = w[group], _Group.of(group_sizes, group, rows)
 
-    out = align(jnp.zeros((rows + block, outer), x.dtype), x)[0]
-    return jax.lax.fori_loop(0, last[-1], body, out)[:rows]
+        def product(first: Array, size: int) -> Array:
+            part = jax.lax.dynamic_slice_in_dim(x, first, size)
+            return jax.lax.dot_general(part, matrix, (((1,), (contracted,)), ((), ())))
+
+        def whole(i: Array, out: Array) -> Array:
+            first = its.whole(i)
+            return jax.lax.dynamic_update_slice_in_dim(out, product(first, BLOCK), first, axis=0)
+
+        def left(i: Array, out: Array) -> Array:
+            first, own = its.left(i, rows)
+            kept = jax.lax.dynamic_slice_in_dim(out, first, its.rest)
+            part = jnp.where(own, product(first, its.rest), kept)
+            return jax.lax.dynamic_update_slice_in_dim(out, part, first, axis=0)
+
+        if rows >= BLOCK:
+            out = jax.lax.fori_loop(0, its.blocks, whole, out)
+        return jax.lax.fori_loop(0, its.rests, left, out)
+
+    out = align(jnp.zeros((rows, w.shape[1 if transposed else 2]), x.dtype), x)[0]
+    return jax.lax.fori_loop(0, w.shape[0], one, out)
 
 
-def _blocked_fwd(x: Array, w: Array, group_sizes: Array, block: int) -> Any:
-    return _blocked(x, w, group_sizes, block), (x, w, group_sizes)
+def _weight_gradient(x: Array, cotangent: Array, group_sizes: Array) -> Array:
+    """For each group the product of its rows of `x`, transposed, with its rows of `cotangent`."""
+    rows, shape = x.shape[0], (x.shape[1], cotangent.shape[1])
+
+    def outer(part: Array, first: Array) -> Array:
+        other = jax.lax.dynamic_slice_in_dim(cotangent, first, part.shape[0])
+        return jax.lax.dot_general(part, other, (((0,), (0,)), ((), ())))
+
+    def one(group: Array, gradient: Array) -> Array:
+        its = _Group.of(group_sizes, group, rows)
+
+        def whole(i: Array, total: Array) -> Array:
+            first = its.whole(i)
+            return total + outer(jax.lax.dynamic_slice_in_dim(x, first, BLOCK), first)
+
+        def left(i: Array, total: Array) -> Array:
+            first, own = its.left(i, rows)
+            return total + outer(jnp.where(own, jax.lax.dynamic_slice_in_dim(x, first, its.rest), 0), first)
+
+        total = align(jnp.zeros(shape, x.dtype), x)[0]
+        if rows >= BLOCK:
+            total = jax.lax.fori_loop(0, its.blocks, whole, total)
+        total = jax.lax.fori_loop(0, its.rests, left, total)
+        return jax.lax.dynamic_update_slice_in_dim(gradient, total[None], group, axis=0)
+
+    gradient = align(jnp.zeros((group_sizes.shape[0], *shape), x.dtype), x)[0]
+    return jax.lax.fori_loop(0, group_sizes.shape[0], one, gradient)
 
 
-def _blocked_bwd(block: int, saved: tuple[Array, Array, Array], cotangent: Array) -> Any:
+@jax.custom_vjp
+def _blocked(x: Array, w: Array, group_sizes: Array) -> Array:
+    return _multiply(x, w, group_sizes, transposed=False)
+
+
+def _blocked_fwd(x: Array, w: Array, group_sizes: Array) -> Any:
+    return _blocked(x, w, group_sizes), (x, w, group_sizes)
+
+
+def _blocked_bwd(saved: tuple[Array, Array, Array], cotangent: Array) -> Any:
     x, w, group_sizes = saved
-    last, ends, starts = _table(group_sizes, block)
-    first = last - -(-group_sizes // block)
-    padded_x, padded_dy = (jnp.pad(a, ((0, block), (0, 0))) for a in (x, cotangent))
-
-    def body(i: Array, dw: Array) -> Array:
-        group = jnp.searchsorted(last, i, side="right", method="compare_all")
-        start = starts[group] + (i - first[group]) * block
-        inside = start + jnp.arange(block) < ends[group]
-        rows = jnp.where(inside[:, None], jax.lax.dynamic_slice_in_dim(padded_x, start, block), 0)
-        return dw.at[group].add(rows.T @ jax.lax.dynamic_slice_in_dim(padded_dy, start, block))
-
-    dw = jax.lax.fori_loop(0, last[-1], body, align(jnp.zeros(w.shape, w.dtype), x)[0])
-    dx = _blocked(cotangent, jnp.swapaxes(w, 1, 2), group_sizes, block)
-    return dx, dw, None
+    dx = _multiply(cotangent, w, group_sizes, transposed=True)
+    return dx, _weight_gradient(x, cotangent, group_sizes), None
 
 
 _blocked.defvjp(_blocked_fwd, _blocked_bwd)

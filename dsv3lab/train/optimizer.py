@@ -36,9 +36,8 @@ def decay_mask(params: Any) -> Any:
 
     It acts on matrices that multiply: projections, experts, routers, the MTP projection and the head. Not on the
     scales of norms, and not on the embedding, whose rows would shrink at every step in which their token does not
-    occur. The report does not publish its exclusions; the embedding follows OLMo 2 (arXiv:2501.00656), which found
-    that its decay hurts stability. The router bias is False too, although the optimizer never sees it
-    (`dsv3lab.model.trainable`).
+    occur. The report does not publish its exclusions: these are this project's. The router bias is False too, although
+    the optimizer never sees it (`dsv3lab.model.trainable`).
     """
     return jax.tree_util.tree_map_with_path(lambda path, _: _decays(path), params)
 

@@ -62,12 +62,12 @@ def run(
     if not notebook.is_file():
         return _outcome(folder, "failed", f"{stage.notebook}: there is no such notebook", line, config, waivers)
     child = Child(folder, notebook, runs=runs, stage=f"{config.phase.name}/{folder.name}")
-    how = "killed"
+    how, limit_s = "killed", config.limit_s(folder.name)
     try:
-        how = supervise(child, limit_s=stage.limit_s, line=line, interrupts=interrupts, tick=tick)
+        how = supervise(child, limit_s=limit_s, line=line, interrupts=interrupts, tick=tick)
     finally:
         exit_status = child.end()
-    status, error = _status(folder, how, exit_status, interrupted=interrupts.count > 0, limit_s=stage.limit_s)
+    status, error = _status(folder, how, exit_status, interrupted=interrupts.count > 0, limit_s=limit_s)
     return _outcome(folder, status, error, line, config, waivers)
 
 

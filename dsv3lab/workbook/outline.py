@@ -27,7 +27,7 @@ def outline(config: RunConfig, order: list[str], *, width: int | None = None) ->
     for number, name in enumerate(order, start=1):
         stage = phase.stages[name]
         lines += ["", f"{number}. {phase.name}/{name}: {stage.title}", f"   {stage.notebook}"]
-        lines.append(f"   usually {clock(stage.expected_s)}, ended after {clock(stage.limit_s)}")
+        lines.append(f"   usually {clock(config.expected_s(name))}, ended after {clock(config.limit_s(name))}")
         if stage.needs:
             lines.append(f"   needs {', '.join(stage.needs)}")
         for gate_id, gate in stage_gates(phase.gates, name).items():

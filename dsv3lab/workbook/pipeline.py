@@ -194,7 +194,7 @@ class _Execution:
     def _execute(self, name: str, needs: Mapping[str, Path]) -> StageOutcome:
         folder, full = self.folder / name, f"{self.phase}/{name}"
         notebook.write_request(folder, config=self.config, stage=name, needs=needs)
-        expected = self.durations.expected(full, self.config.phase.stages[name].expected_s)
+        expected = self.durations.expected(full, self.config.expected_s(name))
         line = StageLine(full, folder, expected_s=expected)
         self._track(name)
         outcome = notebook.run(

@@ -92,20 +92,25 @@ def _print_places(finished: Sequence[Finished]) -> None:
 
 def _next_command(prepared: Prepared, finished: Finished, *, part_of_all: bool = False) -> str:
     """What to run now."""
-    name, overrides = finished.phase, shlex.join(prepared.arguments.overrides)
-    suffix = f" {overrides}" if overrides else ""
-    number = PHASES.index(name)
+    name, number = finished.phase, PHASES.index(finished.phase)
+    suffix = _suffix(prepared.arguments.overrides)
+    # Another phase has other stages and gates, and would refuse what was said of this one's.
+    elsewhere = _suffix([o for o in prepared.arguments.overrides if not o.lstrip("+~").startswith("phase.")])
     if finished.status == PROMOTED:
         if number + 1 < len(PHASES):
-            return f"{notebook.python()} pipelines/{PHASES[number + 1]}.py{suffix}"
+            return f"{notebook.python()} pipelines/{PHASES[number + 1]}.py{elsewhere}"
         return "dsv3lab verify"
     if finished.status == UPSTREAM_MISSING:
-        return f"{notebook.python()} pipelines/{PHASES[number - 1]}.py{suffix}"
+        return f"{notebook.python()} pipelines/{PHASES[number - 1]}.py{elsewhere}"
     if part_of_all:
         return f"{notebook.python()} pipelines/all.py --from {name}{suffix}"
     failed = [o.name for o in finished.record.stages if not o.finished or not passes(o)] if finished.record else []
     option = f" --only {failed[0]}" if len(failed) == 1 and finished.status != PREEMPTED else ""
     return f"{notebook.python()} pipelines/{name}.py{option}{suffix}"
+
+
+def _suffix(overrides: Sequence[str]) -> str:
+    return f" {shlex.join(overrides)}" if overrides else ""
 
 
 def _terminal() -> dict[str, Any]:

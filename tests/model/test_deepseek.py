@@ -172,8 +172,9 @@ def test_init_has_the_configured_deviation_and_abstract_has_its_structure() -> N
     assert jax.tree.structure(model) == jax.tree.structure(shapes)
     for a, b in zip(jax.tree.leaves(model), jax.tree.leaves(shapes), strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
-    for matrix in (model.embedding, model.stacks[1].unit[0].ffn.experts.gate_up, model.mtp[0].project):
+    for matrix in (model.head, model.stacks[1].unit[0].ffn.experts.gate_up, model.mtp[0].project):
         assert float(jnp.std(matrix)) == pytest.approx(CONFIG.initializer_range, rel=0.15)
+    assert float(jnp.std(model.embedding)) == pytest.approx(CONFIG.embedding_initializer_range, rel=0.15)
     np.testing.assert_array_equal(model.bias(), 0)
 
 

@@ -6,12 +6,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dsv3lab.model import Execution, Experts
 from dsv3lab.model.exchange import expert_order, local_exchange
-from dsv3lab.model.grouped import BLOCK, grouped_matmul
+from dsv3lab.model.grouped import BLOCK, REMAINDER, grouped_matmul
 from tests.builders import model_config
 from tests.tolerances import GROUPED_ATOL, MODEL_ATOL
 
@@ -40,6 +41,7 @@ def product(implementation: str | None):
 @example(cuts=[ROWS, ROWS, ROWS])
 @example(cuts=[0, BLOCK, BLOCK])
 @example(cuts=[BLOCK - 1, BLOCK, 2 * BLOCK + 1])
+@example(cuts=[ROWS - REMAINDER - 3, ROWS - 3, ROWS - 1])  # the end of all rows cuts the last blocks short
 @settings(deadline=None, max_examples=40)
 def test_implementations_agree_for_groups_of_any_size(cuts: list[int]) -> None:
     sizes = jnp.asarray(np.diff([0, *sorted(cuts), ROWS]), jnp.int32)
@@ -47,6 +49,18 @@ def test_implementations_agree_for_groups_of_any_size(cuts: list[int]) -> None:
     for implementation in ("ragged", "blocked", None):
         for name, a, b in zip(("y", "dx", "dw"), product(implementation)(sizes), truth, strict=True):
             np.testing.assert_allclose(a, b, atol=GROUPED_ATOL, err_msg=f"{implementation}: {name}")
+
+
+@pytest.mark.parametrize("rows", [0, 1, REMAINDER - 1, REMAINDER + 5])
+def test_few_rows_are_multiplied_like_many(rows: int) -> None:
+    sizes = jnp.asarray([rows // 2, 0, rows - rows // 2, 0], jnp.int32)
+
+    def both(implementation: str) -> tuple[jax.Array, ...]:
+        y, pull = jax.vjp(lambda x, w: grouped_matmul(x, w, sizes, implementation=implementation), X[:rows], W)
+        return y, *pull(DY[:rows])
+
+    for name, a, b in zip(("y", "dx", "dw"), both("blocked"), both("reference"), strict=True):
+        np.testing.assert_allclose(a, b, atol=GROUPED_ATOL, err_msg=name)
 
 
 def test_the_fast_path_needs_at_most_a_fifth_of_the_temporaries_of_ragged_dot() -> None:
