@@ -6,17 +6,15 @@ Numbers come from the records' files and pictures from the runs' figures; with C
 phase 2 report, of an executed notebook and of the MLflow UI are taken too.
 """
 
-import re
 import shutil
 import subprocess
 import tempfile
-import time
-import urllib.request
 from pathlib import Path
 
 from dsv3lab.config import ROOT, runs_dir
 from dsv3lab.workbook import last_values, promotion, ui
 from dsv3lab.workbook import record as records
+from dsv3lab.workbook.store import view_address
 
 PICTURES = ROOT / "docs" / "pictures"
 FIGURES = {
@@ -39,7 +37,7 @@ def results(folders: dict[str, Path]) -> str:
     """The tables of expected results, in Markdown."""
     record = records.read(folders["phase2"])
     train = last_values(folders["phase2"] / "train" / "metrics.jsonl")
-    lines = ["| phase | minutes | peak memory | gates passed |", "| --- | --- | --- | --- |"]
+    lines = ["| phase | minutes | largest memory of a stage | gates passed |", "| --- | --- | --- | --- |"]
     for phase, folder in sorted(folders.items()):
         content = records.read(folder)
         values = [last_values(folder / stage.name / "metrics.jsonl") for stage in content.stages]
@@ -84,8 +82,8 @@ def pictures(folders: dict[str, Path]) -> str:
     return "\n\n".join(lines)
 
 
-def shot(browser: str, address: str, name: str, *, height: int, wait_ms: int = 3000) -> None:
-    """A screenshot of `address`, 1280 pixels wide."""
+def shot(browser: str, address: str, name: str, *, height: int, width: int = 1280, wait_ms: int = 3000) -> None:
+    """A screenshot of `address`, `width` pixels wide."""
     with tempfile.TemporaryDirectory() as profile:
         options = [
             "--headless",
@@ -94,7 +92,7 @@ def shot(browser: str, address: str, name: str, *, height: int, wait_ms: int = 3
             "--hide-scrollbars",
             "--disable-background-networking",
         ]
-        options += [f"--user-data-dir={profile}", f"--window-size=1280,{height}", f"--virtual-time-budget={wait_ms}"]
+        options += [f"--user-data-dir={profile}", f"--window-size={width},{height}", f"--virtual-time-budget={wait_ms}"]
         target = PICTURES / f"{name}.png"
         subprocess.run([browser, *options, f"--screenshot={target}", address], check=True, capture_output=True)
 
@@ -102,16 +100,14 @@ def shot(browser: str, address: str, name: str, *, height: int, wait_ms: int = 3
 def mlflow(browser: str) -> None:
     """A screenshot of the runs' table in the light UI."""
     port = ui.free_port()
-    server = subprocess.Popen(ui.command(runs_dir() / "mlflow.db", port), env=ui.environment())
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+    server = subprocess.Popen(ui.command(runs_dir() / "mlflow.db", port), env=ui.environment(), **quiet)
     try:
         ui.wait_until_up(server, port)
-        listing = f"http://127.0.0.1:{port}/ajax-api/2.0/mlflow/experiments/get-by-name?experiment_name=dsv3lab"
-        found = re.search(r'"experiment_id": *"(\d+)"', urllib.request.urlopen(listing).read().decode())
-        if found is None:
-            raise SystemExit("MLflow knows no experiment 'dsv3lab'; run `dsv3lab sync` first")
-        time.sleep(1)
-        address = f"http://127.0.0.1:{port}/#/experiments/{found.group(1)}/runs"
-        shot(browser, address, "mlflow", height=900, wait_ms=15000)
+        view = view_address(runs_dir() / "mlflow.db")
+        if not view:
+            raise SystemExit("MLflow knows no experiment of this project; run `dsv3lab sync` first")
+        shot(browser, f"http://127.0.0.1:{port}{view}", "mlflow", width=1800, height=800, wait_ms=15000)
     finally:
         ui.stop(server)
 

@@ -1,5 +1,6 @@
 """The command line: every verb is listed, loads late, and fails in one sentence."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -111,3 +112,14 @@ def test_a_child_is_told_to_stop(tmp_path: Path) -> None:
         time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=8) == 75
+
+
+def test_a_reader_that_has_read_enough_is_no_error(tmp_path: Path) -> None:
+    """As in `dsv3lab verify | head -1`."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "dsv3lab", "verify"]
+    environment = {**os.environ, "DSV3LAB_RUNS": str(tmp_path)}
+    done = subprocess.run(command, env=environment, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")

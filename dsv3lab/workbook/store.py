@@ -1,6 +1,7 @@
 """The MLflow store of a runs folder: one SQLite database and one experiment, made by one process at a time."""
 
 import fcntl
+import json
 import logging
 import os
 import sqlite3
@@ -10,6 +11,19 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+# What MLflow's page of runs reads when its address ends in `viewStateShareKey=stages`: the tag's name is MLflow's own.
+VIEW = "stages"
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
+VIEW_STATE = {
+    "selectedColumns": [
+        "attributes.`Duration`",
+        *("metrics.`perf/tokens_per_s`", "metrics.`perf/peak_fraction`", "metrics.`quality/loss`"),
+        *("metrics.`quality/error`", "metrics.`stage/peak_rss_bytes`", "tags.`status`", "tags.`verdict`"),
+    ],
+    "orderByKey": "attributes.`Created`",  # phases and their stages in one list, whose columns can be compared
+    "orderByAsc": False,
+}
 
 
 def prepare(runs: Path, experiment: str) -> tuple[Any, str]:
@@ -29,10 +43,30 @@ def prepare(runs: Path, experiment: str) -> tuple[Any, str]:
         client = MlflowClient(tracking_uri=f"sqlite:///{database}")
         found = client.get_experiment_by_name(experiment)
         if found is None:
-            return client, client.create_experiment(experiment, artifact_location=(runs / "mlartifacts").as_uri())
-        if found.lifecycle_stage != "active":
-            client.restore_experiment(found.experiment_id)
-    return client, found.experiment_id
+            known = client.create_experiment(experiment, artifact_location=(runs / "mlartifacts").as_uri())
+        else:
+            known = found.experiment_id
+            if found.lifecycle_stage != "active":
+                client.restore_experiment(known)
+        view = json.dumps(VIEW_STATE)
+        if found is None or found.tags.get(VIEW_TAG) != view:
+            client.set_experiment_tag(known, VIEW_TAG, view)
+    return client, known
+
+
+def view_address(database: Path) -> str:
+    """The address, below that of the server, of the list of all stages with the metrics that they have in common.
+
+    Empty for a database without it.
+    """
+    connection = sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True, timeout=20.0)
+    try:
+        found = connection.execute("SELECT experiment_id FROM experiment_tags WHERE key = ?", (VIEW_TAG,)).fetchone()
+    except sqlite3.Error:
+        return ""
+    finally:
+        connection.close()
+    return f"/#/experiments/{found[0]}/runs?viewStateShareKey={VIEW}" if found else ""
 
 
 def to_ms(text: str) -> int | None:

@@ -16,6 +16,7 @@ import urllib.request
 from pathlib import Path
 
 from dsv3lab.config import ConfigError, runs_dir
+from dsv3lab.workbook.store import view_address
 
 HOST = "127.0.0.1"
 PREFERRED_PORT = 5151  # not 5000, which macOS gives to AirPlay
@@ -95,6 +96,8 @@ def serve(database: Path, port: int, *, log: Path) -> int:
             print(f"dsv3lab ui: the server did not come up; its log is {log}", file=sys.stderr)
             return 3
         print(f"MLflow UI: http://{HOST}:{port}  (Ctrl-C ends it)", flush=True)
+        if view := view_address(database):
+            print(f"all stages side by side: http://{HOST}:{port}{view}", flush=True)
         server.wait()
         print(f"dsv3lab ui: the server ended by itself; its log is {log}", file=sys.stderr)
         return 3

@@ -102,7 +102,7 @@ def text(found: Verification, runs: Path) -> str:
     """The findings for a terminal."""
     lines = [f"{runs}: {found.promotions} promotions, {found.records} records, {found.files} files"]
     lines += [f"  {problem}" for problem in found.problems]
-    lines.append("integrity: intact" if found.intact else f"integrity: NOT intact, {len(found.problems)} findings")
+    lines.append("integrity: intact" if found.intact else f"integrity: NOT intact, findings: {len(found.problems)}")
     for name, changed in found.stale.items():
         lines.append(f"stale: {name}: {len(changed)} inputs changed since")
         lines += [f"  {change}" for change in changed]

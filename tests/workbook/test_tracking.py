@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from dsv3lab.config import ROOT
 from dsv3lab.workbook import pipeline, record, sync, tracking
 from dsv3lab.workbook import store as store_room
 from dsv3lab.workbook.compose import compose, dump, load
@@ -177,6 +178,25 @@ def test_nothing_is_printed_and_nothing_is_left_in_the_working_folder(
     output = capfd.readouterr()
     assert output.out + output.err == ""
     assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_the_store_offers_a_view_of_all_stages_with_common_columns(tmp_path: Path) -> None:
+    client, experiment = store_room.prepare(tmp_path, "fresh")
+    assert (
+        store_room.view_address(tmp_path / "mlflow.db") == f"/#/experiments/{experiment}/runs?viewStateShareKey=stages"
+    )
+    columns = json.loads(client.get_experiment(experiment).tags[store_room.VIEW_TAG])["selectedColumns"]
+    shown = {column.split("`")[1] for column in columns if column.startswith("metrics.")}
+    notebooks = "".join(path.read_text() for path in (ROOT / "notebooks").rglob("*.ipynb"))
+    assert all(name in notebooks for name in shown if not name.startswith("stage/"))
+    client.set_experiment_tag(experiment, store_room.VIEW_TAG, "{}")  # of another version of this project
+    store_room.prepare(tmp_path, "fresh")
+    assert json.loads(client.get_experiment(experiment).tags[store_room.VIEW_TAG])["selectedColumns"] == columns
+
+
+def test_without_an_experiment_there_is_no_view(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").touch()
+    assert store_room.view_address(tmp_path / "mlflow.db") == ""
 
 
 def test_values_that_mlflow_cannot_hold_stay_out() -> None:

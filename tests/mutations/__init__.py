@@ -1,0 +1,1 @@
+"""One committed defect for each blocking gate, and the stage that must notice it."""

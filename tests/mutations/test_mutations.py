@@ -1,0 +1,94 @@
+"""For each blocking gate a defect in the code that it stops: the mutated stage runs, and the gate fails."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dsv3lab.config import ROOT
+from dsv3lab.workbook.compose import compose
+from tests.mutations.table import RUNS, Mutation
+
+HERE = Path(__file__).parent
+MUTATIONS = [mutation for run in RUNS.values() for mutation in run.mutations]
+
+
+def mutated_copy(target: Path, mutations: Sequence[Mutation]) -> Path:
+    """The checkout's files with the mutations applied."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            (target / name).write_bytes((ROOT / name).read_bytes())
+    for mutation in mutations:
+        path = target / mutation.file
+        path.write_text(path.read_text().replace(mutation.old, mutation.new))
+    return target
+
+
+def execute(root: Path, folder: Path, *, runs: Path, **request: Any) -> dict[str, Any]:
+    """Run one stage with the code of `root` and its outputs in `folder`; the status, each gate's status and value."""
+    (folder.parent / f"{folder.name}.json").write_text(json.dumps({"folder": str(folder), **request}))
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_DISABLE_MOST_OPTIMIZATIONS"}
+    environment |= {"PYTHONPATH": str(root), "DSV3LAB_RUNS": str(runs)}
+    done = subprocess.run(
+        [sys.executable, str(root / "tests/mutations/stage_alone.py"), str(folder.parent / f"{folder.name}.json")],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_every_blocking_gate_has_a_mutation() -> None:
+    gates = [compose([], phase=number)[0].phase.gates for number in (1, 2, 3, 4)]
+    blocking = {gate_id for phase in gates for gate_id, gate in phase.items() if gate.severity == "block"}
+    assert {gate for mutation in MUTATIONS for gate in mutation.gates} == blocking
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: "-".join(mutation.gates))
+def test_a_mutation_still_fits_the_code(mutation: Mutation) -> None:
+    assert (ROOT / mutation.file).read_text().count(mutation.old) == 1
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for the prepared corpus and the compiled programs of all mutated runs."""
+    return tmp_path_factory.mktemp("mutations")
+
+
+@pytest.fixture(scope="module")
+def trained(runs: Path) -> Path:
+    """The phase 2 training stage of the code as it is, after a few steps: what phase 4 restores."""
+    folder = runs / "trained"
+    result = execute(ROOT, folder, runs=runs, phase=2, stage="train", needs={}, overrides=["train.tokens=24576"])
+    assert result["status"] == "ok", result
+    return folder / "train"
+
+
+@pytest.mark.slow
+@pytest.mark.limit(1500)
+@pytest.mark.parametrize("name", RUNS)
+def test_the_gates_stop_the_mutated_code(name: str, runs: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    run = RUNS[name]
+    root = mutated_copy(tmp_path / "mutated", run.mutations)
+    needs = {"phase2/train": str(request.getfixturevalue("trained"))} if run.phase == 4 else {}
+    settings = {"phase": run.phase, "stage": run.stage, "needs": needs, "overrides": list(run.overrides)}
+    result = execute(root, tmp_path / "stage", runs=runs, **settings)
+    assert result["status"] == "ok", result
+    for mutation in run.mutations:
+        for gate in mutation.gates:
+            assert result["gates"][gate]["status"] == "fail", (mutation.what, gate, result["gates"][gate])
