@@ -5,7 +5,6 @@ i*T ... i*T+T of it, so that neighbours share one token and every token but the 
 """
 
 import functools
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from dsv3lab.config import ConfigError, DataConfig, build, nearest
+from dsv3lab.config.disk import sha256_file
 from dsv3lab.data import corpus, tokenizer
 from dsv3lab.data.mixing import Mixture, make_mixture, shuffled_order
 from dsv3lab.data.sources import DataError
@@ -197,19 +197,13 @@ def verify_files(folder: Path, manifest: dict[str, Any]) -> None:
     for name, expected in manifest["files"].items():
         if name not in present:
             raise DataError(f"{folder / name}: missing, but {MANIFEST} lists it; {advice}")
-        if file_sha256(folder / name) != expected:
+        if sha256_file(folder / name) != expected:
             raise DataError(
                 f"{folder / name}: changed since it was prepared (SHA-256 differs from {MANIFEST}); {advice}"
             )
     extra = sorted(present - set(manifest["files"]))
     if extra:
         raise DataError(f"{folder / extra[0]}: not listed in {MANIFEST}; {advice}")
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 (hex) of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @functools.lru_cache(maxsize=64)

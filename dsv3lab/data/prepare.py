@@ -15,8 +15,9 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from dsv3lab.config import DataConfig, digest, plain, runs_dir
+from dsv3lab.config.disk import sha256_file
 from dsv3lab.data import corpus, digests, sources, tokenizer
-from dsv3lab.data.dataset import FORMAT, MANIFEST, Dataset, file_sha256, open_dataset, read_manifest
+from dsv3lab.data.dataset import FORMAT, MANIFEST, Dataset, open_dataset, read_manifest
 from dsv3lab.data.mixing import make_mixture
 from dsv3lab.data.sources import DataError, Document
 
@@ -92,7 +93,7 @@ def _build(config: DataConfig, key: str, root: Path, say: Progress) -> Path:
                 "format": FORMAT,
                 "config": plain(config),
                 "corpus": corpus_digest,
-                "tokenizer": file_sha256(temporary / "tokenizer.json"),
+                "tokenizer": sha256_file(temporary / "tokenizer.json"),
             }
         ),
         "fingerprint": key,
@@ -108,7 +109,7 @@ def _build(config: DataConfig, key: str, root: Path, say: Progress) -> Path:
         },
         "domains": domains,
         "files": {
-            path.relative_to(temporary).as_posix(): file_sha256(path)
+            path.relative_to(temporary).as_posix(): sha256_file(path)
             for path in sorted(temporary.rglob("*"))
             if path.is_file()
         },

@@ -22,7 +22,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from dsv3lab.config import ConfigError, ModelConfig, canonical, diff, plain
-from dsv3lab.data.dataset import file_sha256
+from dsv3lab.config.disk import flush, sha256_file
 from dsv3lab.model import DeepSeek, abstract
 from dsv3lab.train.step import TrainState
 
@@ -149,7 +149,7 @@ def verify(folder: Path) -> str:
             raise CheckpointError(f"{folder / name}: missing, although the manifest lists it")
         if name not in files:
             raise CheckpointError(f"{folder / name}: not listed in the manifest, so it was added afterwards")
-        if file_sha256(present[name]) != files[name]:
+        if sha256_file(present[name]) != files[name]:
             raise CheckpointError(f"{folder / name}: damaged (its SHA-256 is not that of the manifest)")
     return manifest["digest"]
 
@@ -167,10 +167,10 @@ def _write(target: Path, trees: Mapping[str, Any], *, step: int, identity: Mappi
     device = jax.devices()[0].device_kind
     meta = {"schema": 1, "step": step, "identity": plain(identity), "versions": versions, "device": device}
     (temporary / META).write_text(canonical(meta) + "\n")
-    files = {path.relative_to(temporary).as_posix(): file_sha256(path) for path in _files(temporary)}
+    files = {path.relative_to(temporary).as_posix(): sha256_file(path) for path in _files(temporary)}
     (temporary / MANIFEST).write_text(canonical({"files": files, "digest": _digest(files)}) + "\n")
     for path in (*_files(temporary), *(p for p in temporary.rglob("*") if p.is_dir()), temporary):
-        _flush(path)
+        flush(path)
     if target.exists():  # an export that is made anew; checkpoints are never overwritten
         gone = target.parent / f"{DEBRIS}old-{target.name}"
         shutil.rmtree(gone, ignore_errors=True)
@@ -179,7 +179,7 @@ def _write(target: Path, trees: Mapping[str, Any], *, step: int, identity: Mappi
         shutil.rmtree(gone)
     else:
         os.replace(temporary, target)
-    _flush(target.parent)
+    flush(target.parent)
 
 
 def _restore_tree(folder: Path, like: T) -> T:
@@ -232,12 +232,3 @@ def _read_json(path: Path) -> Any:
         raise CheckpointError(f"{path}: missing") from None
     except ValueError:
         raise CheckpointError(f"{path}: damaged (not JSON)") from None
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file, or the entries of a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -26,6 +26,7 @@ from dsv3lab.train.metrics import Clock, duration, of_report
 from dsv3lab.train.step import TrainState, train_step
 
 Report = Callable[[dict[str, float], int], None]
+SHOWN_EVERY_S = 10.0
 
 
 class Preempted(Exception):
@@ -220,7 +221,7 @@ class _Run:
             self.clock.add(step_s=now - asked, wait_s=begun - asked)
             self.done += 1
             self._after_step(metrics, last=self.done == end)
-            if now - shown > 3.0 or self.done == end:
+            if now - shown > SHOWN_EVERY_S or self.done == end:
                 shown = now
                 self._show(float(metrics["loss"]), elapsed=now - started, rate=(self.done - first) / (now - started))
 

@@ -9,6 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from dsv3lab.config.disk import flush
+from dsv3lab.config.disk import sha256_file as sha256_file
+
 IGNORED_FOLDERS = frozenset({"__pycache__", ".ipynb_checkpoints"})
 """Caches that Python and Jupyter leave wherever a folder is opened; they are no part of any record."""
 
@@ -23,15 +26,6 @@ def new_name() -> str:
     return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the entries of `folder` (a rename, a new file) survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def write_atomic(path: Path, text: str) -> None:
     """Replace `path` with `text`: a reader, or a crash at any moment, sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +38,7 @@ def write_atomic(path: Path, text: str) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    flush(path.parent)
 
 
 def append_line(path: Path, line: str, *, sync: bool = False) -> None:
@@ -65,14 +59,6 @@ def append_line(path: Path, line: str, *, sync: bool = False) -> None:
 def sha256_text(text: str) -> str:
     """SHA-256 (hex) of UTF-8 text."""
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def sha256_file(path: Path) -> str:
-    """SHA-256 (hex) of a file's bytes; of a symbolic link, that of its target's name."""
-    if path.is_symlink():
-        return sha256_text(f"link {os.readlink(path)}")
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def walk(folder: Path) -> Iterator[Path]:

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from dsv3lab.config import ConfigError, RunConfig, build, canonical, diff, plain
+from dsv3lab.config.disk import flush
 from dsv3lab.config.workbook import ProfileConfig
 from dsv3lab.workbook import record as records
-from dsv3lab.workbook.files import append_line, compare, read_json, sha256_text, sync_folder, utc_now, write_atomic
+from dsv3lab.workbook.files import append_line, compare, read_json, sha256_text, utc_now, write_atomic
 from dsv3lab.workbook.gates import Device
 from dsv3lab.workbook.inputs import changes, environment_changes, read_environment, read_inputs
 from dsv3lab.workbook.record import PhaseRecord, RecordError, Upstream
@@ -107,7 +108,7 @@ def promote(folder: Path, record: PhaseRecord, runs: Path) -> Promotion:
             created=utc_now(),
         )
         append_line(runs / CHAIN, promotion.line, sync=True)
-        sync_folder(runs)
+        flush(runs)
         _finish(promotion, runs)
     return promotion
 

@@ -181,8 +181,8 @@ class Stage:
         """Say what the stage ran on, e.g. ("cpu", 8)."""
         self._device = gates.Device(kind=str(kind), count=int(count))
 
-    def close(self) -> list[gates.GateResult]:
-        """Write `stage.json`, print the preview of the verdict and return it. The pipeline judges again by itself."""
+    def close(self) -> None:
+        """Write `stage.json` and print a preview of the verdict. The pipeline judges again by itself."""
         wall = time.perf_counter() - self._clock
         self.metrics({"stage/wall_s": wall, "stage/peak_rss_bytes": _peak_rss_bytes()})
         for folder in self._work:
@@ -211,7 +211,6 @@ class Stage:
             waivers=waivers.load(phase=self.config.phase.name),
         )
         print(verdict.table(results))
-        return results
 
     def _keep(self, folder: Path) -> None:
         target = self.folder / folder.name
