@@ -1,7 +1,6 @@
 """`python -m dsv3lab.train`: train in a process of its own; ends with 0, or with 75 when it was asked to stop."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -21,16 +20,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--directory", type=Path, required=True, help="folder of checkpoints and metrics.jsonl")
     parser.add_argument("--stop-after", type=int, help="save and end after this many steps of the run")
     options = parser.parse_args(arguments)
-    options.directory.mkdir(parents=True, exist_ok=True)
-
-    def report(metrics: dict[str, float], step: int) -> None:
-        with (options.directory / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps({"step": step, "metrics": metrics}) + "\n")
-
     try:
         config = build(RunConfig, read_yaml(options.config))
         dataset = open_dataset(options.data)
-        result = fit(config, dataset, options.directory, report=report, stop_after=options.stop_after)
+        result = fit(config, dataset, options.directory, report=_kept_anyway, stop_after=options.stop_after)
     except Preempted as stopped:
         print(stopped, flush=True)
         return PREEMPTED
@@ -39,6 +32,10 @@ def main(arguments: list[str] | None = None) -> int:
         return USAGE if isinstance(error, ConfigError) else ERROR
     print(f"{'done' if result.finished else 'stopped'} after step {result.steps}: {result.checkpoint}")
     return 0
+
+
+def _kept_anyway(metrics: dict[str, float], step: int) -> None:
+    """`fit` writes the reports into `metrics.jsonl` by itself."""
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from dsv3lab.parallel import make_execution
 from dsv3lab.plan import flops_per_token
 from dsv3lab.train import checkpoint, validation
 from dsv3lab.train.metrics import Clock, duration, of_report
+from dsv3lab.train.reports import Reports
 from dsv3lab.train.step import TrainState, train_step
 
 Report = Callable[[dict[str, float], int], None]
@@ -42,7 +43,7 @@ class FitResult:
     resumed_from: step of the checkpoint that the call continued from; 0 for a fresh start.
     finished: whether the token budget is spent (False after `stop_after`).
     checkpoint: folder of the last checkpoint.
-    last: the metrics that were reported last.
+    last: the newest value of each metric that the run has reported, also by processes that were killed.
     """
 
     state: TrainState
@@ -65,19 +66,20 @@ def fit(
     """Train until the token budget is spent, from the newest checkpoint in `directory` if there is one.
 
     A run that was killed and continued ends with the same bits as one that was not, on the same machine and versions.
-    Metrics of steps after the last checkpoint are reported again when the run continues.
+    `report` always sees the whole run: first what was reported up to the checkpoint, by whichever process, then the
+    steps that are run now. `perf/*` describe the process that reported them.
 
     Args:
         config: the whole run; `model`, `train`, `data` and `precision` determine the weights.
         dataset: a `dsv3lab.data.Dataset`: `batch_at`, `validation`, `digest`, `domains`.
-        directory: where this run's checkpoints live; one process at a time.
+        directory: where this run's checkpoints and reports (`metrics.jsonl`) live; one process at a time.
         report: receives metrics and the number of steps done.
         progress: receives one line every few seconds.
         stop_after: save and return after this many steps of the run, counted from its beginning.
 
     Raises:
         Preempted: after SIGTERM in the main thread, once the state is saved.
-        CheckpointError: if the newest checkpoint is damaged.
+        CheckpointError: if the newest checkpoint or the file of reports is damaged.
         ConfigError: if the checkpoint belongs to another configuration or other data, or the directory is in use.
     """
     directory.mkdir(parents=True, exist_ok=True)
@@ -164,10 +166,18 @@ class _Run:
         self.resumed_from = 0 if restored is None else int(restored.step)
         self.state = restored or TrainState.init(config.model, self.train, sequence_length=self.length)
         self.done = self.resumed_from
+        self.reports = Reports(directory)
+        try:
+            self.earlier = self.reports.keep(-1 if restored is None else self.done)
+        except ValueError as error:
+            raise checkpoint.CheckpointError(str(error)) from None
 
     def until(self, stop_after: int | None) -> FitResult:
         """Step to the end of the budget, to `stop_after` or to SIGTERM, then save."""
         end = self.total if stop_after is None else min(self.total, stop_after)
+        for step, metrics in self.earlier:
+            self.last |= metrics
+            self.report(metrics, step)
         if self.resumed_from:
             self.progress(f"continuing from the checkpoint of step {self.resumed_from}/{self.total}")
         if self.done < end:
@@ -204,7 +214,7 @@ class _Run:
             flops_per_token=flops_per_token(self.config.model, sequence_length=self.length, causal=True),
             peak_flops=matmul_peak(),
         )
-        self.report({"train/compile_s": compile_s, "perf/matmul_peak_flops": self.clock.peak_flops}, self.done)
+        self._report({"train/compile_s": compile_s, "perf/matmul_peak_flops": self.clock.peak_flops})
 
     def _steps(self, end: int, ahead: ThreadPoolExecutor) -> None:
         batch = ahead.submit(self._batch, self.done)
@@ -251,6 +261,7 @@ class _Run:
 
     def _report(self, metrics: dict[str, float]) -> None:
         self.last |= metrics
+        self.reports.add(self.done, metrics)
         self.report(metrics, self.done)
 
     def _show(self, loss: float, *, elapsed: float, rate: float) -> None:
@@ -261,6 +272,7 @@ class _Run:
         )
 
     def _save(self) -> Path:
+        self.reports.flush()
         return checkpoint.save(self.directory, self.state, identity=self.identity, keep=self.train.checkpoint.keep)
 
 

@@ -27,5 +27,6 @@ def test_kill_9_at_every_awkward_moment_changes_no_bit(tmp_path: Path) -> None:
         assert (checkpoint.steps(torn), bool(debris)) == LEFT[moment], moment
     last = fit(torn)
     assert last.finished and last.resumed_from == 6
-    assert sorted(path.name for path in torn.iterdir()) == ["lock", "step_00000004", "step_00000006"]
+    names = sorted(path.name for path in torn.iterdir())
+    assert names == ["lock", "metrics.jsonl", "step_00000004", "step_00000006"]
     assert train.differing_elements(last.state, fit(whole).state) == 0

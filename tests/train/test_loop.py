@@ -16,6 +16,7 @@ import yaml
 from dsv3lab import train
 from dsv3lab.config import ConfigError, plain
 from dsv3lab.train import __main__ as command
+from dsv3lab.train import reports
 from tests import builders
 
 pytestmark = pytest.mark.limit(120)  # the first test compiles the step; the others find it compiled
@@ -29,6 +30,7 @@ PER_STEP = {
     *("perf/tokens_per_s", "perf/step_time_p50_s", "perf/step_time_p95_s", "perf/data_wait_fraction"),
     *("perf/matmul_peak_flops", "perf/peak_fraction"),
 }
+COMPUTED = ("train/loss", "train/grad_norm", "train/maxvio", "train/lr", "validation/loss")
 AT_INTERVAL = {"validation/loss", "validation/perplexity", "validation/loss/prose", "validation/loss/code"}
 
 
@@ -45,6 +47,13 @@ class Recorder:
 
     def of(self, name: str) -> dict[int, float]:
         return {step: metrics[name] for step, metrics in self.points if name in metrics}
+
+
+class Untouched(builders.FakeDataset):
+    """A dataset of which no batch may be drawn."""
+
+    def batch_at(self, step: int, *, batch_size: int) -> np.ndarray:
+        raise AssertionError(f"batch {step} was drawn")
 
 
 def fit(directory: Path, recorder: Recorder | None = None, **options) -> train.FitResult:  # noqa: ANN003
@@ -84,7 +93,8 @@ def test_it_reports_every_metric(whole: tuple[train.FitResult, Recorder, Path]) 
 
 def test_it_keeps_the_newest_checkpoints(whole: tuple[train.FitResult, Recorder, Path]) -> None:
     result, _, directory = whole
-    assert sorted(path.name for path in directory.iterdir()) == ["lock", "step_00000004", "step_00000006"]
+    names = sorted(path.name for path in directory.iterdir())
+    assert names == ["lock", "metrics.jsonl", "step_00000004", "step_00000006"]
     assert result.checkpoint == directory / "step_00000006"
     model = train.load_model(result.checkpoint, MODEL)
     assert train.differing_elements(model, result.state.model) == 0
@@ -97,16 +107,64 @@ def test_stopped_and_resumed_is_bitwise_the_same(whole: tuple[train.FitResult, R
     second = fit(tmp_path, recorder)
     assert second.resumed_from == 3 and second.finished
     assert_same(second.state, whole[0].state)
-    for name in ("train/loss", "train/grad_norm", "train/maxvio", "train/lr", "validation/loss"):
-        late = {step: value for step, value in whole[1].of(name).items() if step > 3}
-        assert recorder.of(name) == late, name
+    for name in COMPUTED:
+        assert recorder.of(name) == whole[1].of(name), name
 
 
-def test_a_finished_run_is_not_trained_again(whole: tuple[train.FitResult, Recorder, Path]) -> None:
+def test_a_finished_run_is_not_trained_again_and_reports_what_it_did(
+    whole: tuple[train.FitResult, Recorder, Path],
+) -> None:
+    """A process that dies between the last checkpoint and the end of its stage loses nothing."""
     recorder = Recorder([])
-    again = fit(whole[2], recorder)
-    assert again.finished and again.resumed_from == STEPS and recorder.points == []
+    again = fit(whole[2], recorder, dataset=Untouched())
+    assert again.finished and again.resumed_from == STEPS
+    assert recorder.points == whole[1].points and again.last == whole[0].last
+    assert again.last.keys() >= PER_STEP | AT_INTERVAL
     assert_same(again.state, whole[0].state)
+
+
+def test_killed_after_a_checkpoint_each_step_is_reported_once(
+    whole: tuple[train.FitResult, Recorder, Path], tmp_path: Path
+) -> None:
+    def die(step: int) -> None:
+        if step == 5:
+            raise KeyboardInterrupt  # as a kill: what was reported of step 5 is on the disk, its state is not
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path, Recorder([], die))
+    assert reports.read(tmp_path)[-1][0] == 5
+    with (tmp_path / reports.NAME).open("a") as file:
+        file.write('{"step": 5, "met')  # killed in the middle of a line
+    recorder = Recorder([])
+    assert fit(tmp_path, recorder).resumed_from == 4
+    assert reports.read(tmp_path) == recorder.points
+    for name in COMPUTED:
+        assert recorder.of(name) == whole[1].of(name), name
+        assert sum(name in metrics for _, metrics in recorder.points) == len(recorder.of(name)), name
+
+
+def test_without_a_checkpoint_the_reports_begin_again(tmp_path: Path) -> None:
+    with (tmp_path / reports.NAME).open("w") as file:
+        file.write('{"step": 0, "metrics": {"train/loss": 1.0}}\n')
+    fit(tmp_path, stop_after=1)
+    assert [metrics.get("train/loss") for step, metrics in reports.read(tmp_path) if step == 0] == [None]
+
+
+def test_a_damaged_report_is_named(tmp_path: Path) -> None:
+    (tmp_path / reports.NAME).write_text('{"step": 1, "metrics": {}}\n{"step": 2\n')
+    with pytest.raises(train.CheckpointError, match=r"metrics\.jsonl:2: not a report .*; delete this line"):
+        fit(tmp_path)
+
+
+def test_the_reports_of_a_stage_that_links_the_file_are_left_alone(
+    whole: tuple[train.FitResult, Recorder, Path], tmp_path: Path
+) -> None:
+    directory, link = tmp_path / "run", tmp_path / "linked"
+    fit(directory, stop_after=3)
+    os.link(directory / reports.NAME, link)
+    before = link.read_bytes()
+    fit(directory)
+    assert link.read_bytes() == before
 
 
 def test_sigterm_saves_and_the_run_goes_on_to_the_same_bits(
