@@ -7,7 +7,7 @@ from typing import Any
 
 from dsv3lab.config import ConfigError, RunConfig, nearest
 from dsv3lab.workbook import waivers as waiver_files
-from dsv3lab.workbook.compose import compose
+from dsv3lab.workbook.compose import compose, overridden
 from dsv3lab.workbook.waivers import Waiver
 
 PHASES = ("phase1", "phase2", "phase3", "phase4")
@@ -47,6 +47,8 @@ class Prepared:
     chosen: tuple[str, ...]
     """Stages that are executed; the others are reused or left out."""
     waivers: tuple[Waiver, ...]
+    overridden: tuple[str, ...] = ()
+    """Where stages, gates and profile are not the committed ones: reasons against promotion."""
 
 
 def prepare(name: str, arguments: Arguments, *, conf: Path) -> Prepared:
@@ -72,6 +74,7 @@ def prepare(name: str, arguments: Arguments, *, conf: Path) -> Prepared:
         order=tuple(order),
         chosen=tuple(chosen),
         waivers=tuple(found),
+        overridden=tuple(overridden(config, conf=conf) if arguments.overrides and config.profile.promotes else ()),
     )
 
 

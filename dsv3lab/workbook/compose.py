@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from dsv3lab.config import CONF, ConfigError, RunConfig, build, nearest
+from dsv3lab.config import CONF, ConfigError, RunConfig, build, diff, nearest, plain
 from dsv3lab.config.run import read_yaml
 
 _LOCK = threading.Lock()  # Hydra keeps one global instance for each process
@@ -35,6 +35,34 @@ def compose(
     return build(RunConfig, resolved), resolved
 
 
+def overridden(config: RunConfig, *, conf: Path = CONF) -> list[str]:
+    """Where stages, gates and profile of `config` are not those that `conf` holds for a profile of this name.
+
+    Anybody may try another threshold, but promoted records are judged by the committed gates: a bar that was lowered
+    or raised, a stage with another notebook and a profile that promotes only on the command line are all named.
+
+    Returns:
+        One sentence for each difference; empty if there is none.
+    """
+    name, number = config.profile.name, config.phase.number
+    known = [path.stem for path in (conf / "profile").glob("*.yaml")]
+    if name not in known:
+        return [f"profile.name is {name} on the command line, but there is no {conf.name}/profile/{name}.yaml"]
+    committed, _ = compose([f"profile={name}"], phase=number, conf=conf)
+    lines = _told("profile.", committed.profile, config.profile, f"{conf.name}/profile/{name}.yaml")
+    for kind, folder in (("stages", "phase"), ("gates", "gates")):
+        file = f"{conf.name}/{folder}/phase{number}.yaml"
+        held, given = getattr(committed.phase, kind), getattr(config.phase, kind)
+        for entry in sorted(held.keys() | given.keys()):
+            what = f"{kind.removesuffix('s')} {entry}"
+            if entry in held and entry in given:
+                lines += _told(f"{what}.", held[entry], given[entry], file)
+            else:
+                lines.append(f"{what} is only {f'in {file}' if entry in held else 'on the command line'}")
+    held, given = ({**plain(side.phase), "stages": {}, "gates": {}} for side in (committed, config))
+    return lines + _told("phase.", held, given, f"{conf.name}/phase/phase{number}.yaml")
+
+
 def dump(resolved: Mapping[str, Any]) -> str:
     """The YAML text of a resolved configuration."""
     return yaml.safe_dump(dict(resolved), sort_keys=False, allow_unicode=True, width=120)
@@ -43,6 +71,10 @@ def dump(resolved: Mapping[str, Any]) -> str:
 def load(path: Path) -> RunConfig:
     """The configuration in a `config.resolved.yaml`."""
     return build(RunConfig, read_yaml(path))
+
+
+def _told(prefix: str, held: Any, given: Any, file: str) -> list[str]:
+    return [f"{prefix}{k} is {new} on the command line, {old} in {file}" for k, (old, new) in diff(held, given).items()]
 
 
 def _resolve(overrides: list[str], *, phase: int | None, conf: Path) -> dict[str, Any]:

@@ -144,6 +144,8 @@ class _Execution:
         started, clock_started = utc_now(), time.monotonic()
         write_atomic(self.folder / "config.resolved.yaml", dump(self.prepared.resolved))
         print(f"{self.phase}: {self.config.phase.title} · profile {self.config.profile.name} · {shown(self.folder)}")
+        for difference in self.prepared.overridden:  # before the minutes that the stages take, not only after them
+            print(f"  will not be promoted: {difference}")
         try:
             for name in self.prepared.order:
                 self.outcomes[name] = self._stage(name)
@@ -246,7 +248,12 @@ class _Execution:
         """Report, record and promotion; returns the record, whether it was promoted, and the reasons if not."""
         stages = [self.outcomes[name] for name in self.config.phase.stages if name in self.outcomes]
         common: dict[str, Any] = {"config": self.config, "stages": stages, "upstream": self.upstream}
-        common |= {"started": started, "ended": utc_now(), "inputs": self.inputs}
+        common |= {
+            "started": started,
+            "ended": utc_now(),
+            "inputs": self.inputs,
+            "overridden": self.prepared.overridden,
+        }
         try:
             report.write(self.folder, **common)
         except Exception as error:  # the record matters more than its page

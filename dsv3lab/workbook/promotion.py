@@ -72,6 +72,7 @@ def decide(record: PhaseRecord) -> tuple[bool, list[str]]:
     reasons = records.blockers(record.stages, record.scope)
     for change in record.drift:
         reasons.append(f"{change} while the phase ran: run it again")
+    reasons += [f"{difference}: promoted records are judged by what is committed" for difference in record.overridden]
     if not record.stages:
         reasons.append("the record has no stage")
     if not record.promotes:

@@ -81,7 +81,7 @@ class PhaseRecord:
     started: str
     ended: str
     passed: bool
-    """Whether every stage finished and no blocking gate stands in the way."""
+    """Whether every stage finished, by committed gates, and no blocking gate stands in the way."""
     config_sha256: str
     sections: dict[str, str]
     """SHA-256 of each section of the configuration."""
@@ -91,6 +91,8 @@ class PhaseRecord:
     """As they were when the phase started."""
     drift: tuple[str, ...]
     """Inputs that changed while it ran: nobody can say which version a stage saw."""
+    overridden: tuple[str, ...] = ()
+    """Where stages, gates and profile were not the committed ones (`compose.overridden`)."""
     git: Git
     environment: Environment
     scope: Device
@@ -113,11 +115,13 @@ def draft(
     started: str,
     ended: str,
     inputs: Inputs | None = None,
+    overridden: Sequence[str] = (),
 ) -> PhaseRecord:
     """The record without the files' hashes: what the report shows.
 
     A stage of the configuration that is not among `stages` enters as `not_run`, a gate without a result as not passed.
-    Pass the `inputs` that were read at the start: what has changed by now stands in the record as its drift.
+    Pass the `inputs` that were read at the start: what has changed by now stands in the record as its drift. Pass as
+    `overridden` where `config` departs from the committed stages, gates and profile: it is never promoted then.
     """
     now = read_inputs(config.phase.number)
     inputs = inputs or now
@@ -132,12 +136,13 @@ def draft(
         promotes=config.profile.promotes,
         started=started,
         ended=ended,
-        passed=not blockers(outcomes, scope_of(finished)) and not drift,
+        passed=not blockers(outcomes, scope_of(finished)) and not drift and not overridden,
         config_sha256=digest(config),
         sections={f.name: digest(getattr(config, f.name)) for f in dataclasses.fields(config)},
         shared={name: plain(getattr(config, name)) for name in SHARED},
         inputs=inputs,
         drift=tuple(drift),
+        overridden=tuple(overridden),
         git=read_git(),
         environment=read_environment(),
         scope=scope_of(finished),
@@ -157,6 +162,7 @@ def write_phase(
     started: str,
     ended: str,
     inputs: Inputs | None = None,
+    overridden: Sequence[str] = (),
 ) -> PhaseRecord:
     """Write `record.json` with the hash of every file in `folder`; call it last, after the report.
 
@@ -169,10 +175,20 @@ def write_phase(
         started: UTC ISO time.
         ended: UTC ISO time.
         inputs: hashes of code and lock files, read at the start.
+        overridden: where `config` departs from the committed stages, gates and profile.
     """
     if digest(build(RunConfig, resolved)) != digest(config):
         raise RecordError(f"{folder}: the resolved configuration is not the one that the stages were judged by")
-    record = draft(folder, config=config, stages=stages, upstream=upstream, started=started, ended=ended, inputs=inputs)
+    record = draft(
+        folder,
+        config=config,
+        stages=stages,
+        upstream=upstream,
+        started=started,
+        ended=ended,
+        inputs=inputs,
+        overridden=overridden,
+    )
     record = dataclasses.replace(record, files=hash_folder(folder, leave_out=NOT_HASHED))
     write_atomic(folder / NAME, json.dumps(plain(record), sort_keys=True, indent=1, allow_nan=False) + "\n")
     return record

@@ -61,6 +61,7 @@ def write(
     started: str,
     ended: str,
     inputs: Inputs | None = None,
+    overridden: Sequence[str] = (),
 ) -> Path:
     """Write `report.html` into the run folder; before `record.write_phase`, which hashes it.
 
@@ -72,8 +73,18 @@ def write(
         started: UTC ISO time.
         ended: UTC ISO time.
         inputs: hashes of code and lock files, read at the start.
+        overridden: where `config` departs from the committed stages, gates and profile.
     """
-    record = draft(folder, config=config, stages=stages, upstream=upstream, started=started, ended=ended, inputs=inputs)
+    record = draft(
+        folder,
+        config=config,
+        stages=stages,
+        upstream=upstream,
+        started=started,
+        ended=ended,
+        inputs=inputs,
+        overridden=overridden,
+    )
     write_atomic(folder / NAME, page(record, config=config, folder=folder))
     return folder / NAME
 

@@ -75,3 +75,43 @@ def test_hydra_of_the_notebook_is_given_back() -> None:
         assert GlobalHydra.instance().hydra is mine
     compose.compose(phase=1)
     assert not GlobalHydra.instance().is_initialized()
+
+
+def test_what_departs_from_the_committed_gates_is_named_key_by_key() -> None:
+    config, _ = samples.configuration(1, "train.seed=5")
+    assert compose.overridden(config) == []
+    first, second, *_ = config.phase.gates
+    changed, _ = compose.compose(
+        [
+            f"phase.gates.{first}.threshold=99",
+            f"~phase.gates.{second}",
+            "phase.stages.mla.notebook=other.ipynb",
+            "phase.requires_phase=3",
+            "profile.bench_repeats=1",
+        ],
+        phase=1,
+    )
+    repeats, stage = config.profile.bench_repeats, config.phase.stages["mla"]
+    assert compose.overridden(changed) == [
+        f"profile.bench_repeats is 1 on the command line, {repeats} in conf/profile/default.yaml",
+        f"stage mla.notebook is other.ipynb on the command line, {stage.notebook} in conf/phase/phase1.yaml",
+        *sorted(
+            [
+                f"gate {first}.threshold is 99.0 on the command line, {config.phase.gates[first].threshold} "
+                "in conf/gates/phase1.yaml",
+                f"gate {second} is only in conf/gates/phase1.yaml",
+            ]
+        ),
+        "phase.requires_phase is 3 on the command line, None in conf/phase/phase1.yaml",
+    ]
+
+
+def test_a_profile_is_known_by_its_file() -> None:
+    promoting, _ = samples.configuration(1, "profile=ci", "profile.promotes=true")
+    assert compose.overridden(promoting) == [
+        "profile.promotes is True on the command line, False in conf/profile/ci.yaml"
+    ]
+    renamed, _ = samples.configuration(1, "profile.name=mine")
+    assert compose.overridden(renamed) == [
+        "profile.name is mine on the command line, but there is no conf/profile/mine.yaml"
+    ]

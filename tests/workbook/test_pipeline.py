@@ -56,6 +56,32 @@ def test_a_failed_gate_is_1(conf: Path, runs: Path, child: type[InProcess], caps
     assert "not promoted: gate a_speed: fail" in out and "--only a" in out
 
 
+@pytest.mark.parametrize("threshold", [0.1, 1000.0])
+def test_gates_of_the_command_line_are_judged_and_never_promote(
+    conf: Path, runs: Path, child: type[InProcess], capsys: Any, threshold: float
+) -> None:
+    child.acts = {"phase1/a": slow}
+    assert pipeline.main(["phase1", f"phase.gates.a_speed.threshold={threshold}"], conf=conf) == 1
+    said = f"gate a_speed.threshold is {threshold} on the command line, 10.0 in conf/gates/phase1.yaml"
+    out = capsys.readouterr().out
+    assert f"will not be promoted: {said}" in out and f"  not promoted: {said}: promoted records are judged by" in out
+    assert promotion.read_chain(runs) == []
+    written = read(runs)
+    assert written.overridden == (said,) and not written.passed
+    assert written.results[0].status == ("pass" if threshold < 1 else "fail")
+    assert said in (lab.the_run(runs) / "report.html").read_text()
+    with pytest.raises(record.RecordError, match="judged by what is committed"):
+        promotion.promote(lab.the_run(runs), written, runs)
+
+
+def test_a_profile_that_promotes_on_the_command_line_only_is_not_promoted(
+    conf: Path, runs: Path, child: type, capsys: Any
+) -> None:
+    assert pipeline.main(["phase1", "profile=ci", "profile.promotes=true"], conf=conf) == 1
+    assert "profile.promotes is True on the command line, False in conf/profile/ci.yaml" in capsys.readouterr().out
+    assert promotion.read_chain(runs) == []
+
+
 def test_a_broken_stage_is_3_and_the_others_still_run(
     conf: Path, runs: Path, child: type[InProcess], capsys: Any
 ) -> None:
