@@ -4,7 +4,7 @@ Names say what is compared and how (`_RTOL` relative, `_ATOL` absolute). A toler
 computation, repeats of a measurement), never fitted to a failing test; loosening one needs a reason in its comment.
 """
 
-# Of a gradient's largest element: float32 sums of a batch in 8 shares instead of one (measured 1e-6; the issue asks 1e-5).
+# Of a gradient's largest element: float32 sums of a batch in 8 shares instead of one (measured 1e-6).
 DATA_PARALLEL_GRADIENT_RTOL = 1e-5
 
 # Float32 against NumPy's float64, or against another order of the same sums, through a whole tiny model: values near 1.

@@ -1,8 +1,12 @@
-"""What both halves ask of a disk: the hash of a file, and that what was written stays after a power cut."""
+"""What both halves ask of a disk: hashes, atomic replacement, and that what was written stays after a power cut."""
 
 import hashlib
 import os
+import re
+import secrets
 from pathlib import Path
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
 def sha256_file(path: Path) -> str:
@@ -20,3 +24,28 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def temporary_name(path: Path) -> Path:
+    """A new name beside `path` for what will replace it; `is_temporary` knows it after a crash, too."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file has a name that `temporary_name` gives."""
+    return _TEMPORARY.fullmatch(path.name) is not None
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace `path` with `text`: a reader, or a crash at any moment, sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(path)
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    flush(path.parent)

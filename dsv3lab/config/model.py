@@ -1,4 +1,4 @@
-"""The shape of a DeepSeek-V3 model. Names are those of the released `config.json` (facts: DeepSeek-V3 report, 4.2)."""
+"""The shape of a DeepSeek-V3 model. Names are those of the released `config.json` (sizes: DeepSeek-V3 report, 4.2)."""
 
 from dataclasses import dataclass
 

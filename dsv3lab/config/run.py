@@ -10,7 +10,7 @@ from dsv3lab.config.build import ConfigError, build, nearest
 from dsv3lab.config.data import DataConfig
 from dsv3lab.config.model import ModelConfig
 from dsv3lab.config.paths import CONF
-from dsv3lab.config.train import EvalConfig, ParallelConfig, PrecisionConfig, TrainConfig
+from dsv3lab.config.train import EvalConfig, ParallelConfig, PrecisionConfig, StudyConfig, TrainConfig
 from dsv3lab.config.workbook import PhaseConfig, ProfileConfig, TrackingConfig
 
 
@@ -22,6 +22,7 @@ class RunConfig:
     data: DataConfig
     train: TrainConfig
     eval: EvalConfig
+    study: StudyConfig
     precision: PrecisionConfig
     parallel: ParallelConfig
     profile: ProfileConfig
@@ -46,11 +47,11 @@ class RunConfig:
 
     def expected_s(self, stage: str) -> float:
         """Usual time of a stage of this phase under this profile, in seconds."""
-        return self.phase.stages[stage].expected_s * self.profile.time_factor
+        return self.phase.stages[stage].expected_s * self.profile.time_factors.get(stage, 1.0)
 
     def limit_s(self, stage: str) -> float:
         """Wall-clock limit of a stage of this phase, in seconds: a longer profile has more, a shorter one not less."""
-        return self.phase.stages[stage].limit_s * max(1.0, self.profile.time_factor)
+        return self.phase.stages[stage].limit_s * max(1.0, self.profile.time_factors.get(stage, 1.0))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

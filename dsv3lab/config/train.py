@@ -92,6 +92,21 @@ class EvalConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """Parts that phase 1 looks at on their own: balance methods side by side, and one expert layer against another."""
+
+    batch_size: int = within(1, unit="sequences", doc="batch of each balance method")
+    balance_alpha: float = within(0.0, doc="alpha of the method with the auxiliary loss (Eq. 17)")
+    bias_update_speed: float = within(0.0, doc="gamma of the method with the bias update (2.1.2)")
+    bias_scale: float = within(0.0, doc="standard deviation of the random biases under which the selection is checked")
+    checked_tokens: int = within(1, unit="tokens", doc="tokens whose experts are computed a second time, in NumPy")
+    layer_width: int = within(1, doc="hidden size of the expert layer that is timed")
+    layer_inner: int = within(1, doc="inner width of each of its experts")
+    layer_experts: int = within(1, doc="its routed experts")
+    layer_top: int = within(1, doc="experts of each token")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PrecisionConfig:
     """Number formats of the computation."""
 

@@ -3,6 +3,7 @@
 All figures are bits per UTF-8 byte of the documents. NumPy and the standard library only.
 """
 
+import functools
 import gzip
 import lzma
 import math
@@ -20,7 +21,9 @@ class References:
     """Bits per byte of each reference on one domain, or weighted over all."""
 
     bigram: float
-    """Token bigram counted on all training tokens; end-of-document tokens are a cost, as they are for the model."""
+    """Token bigram counted on the tokens that the model was trained on; end-of-document tokens are a cost for both."""
+    bigram_corpus: float
+    """The same, counted on the whole training corpus, of which a short training sees a part."""
     gzip_context: float
     """`gzip -9` of each window's targets on its own: what the model sees, 18 bytes of container included."""
     gzip_document: float
@@ -58,8 +61,8 @@ class Bigram:
 
     @classmethod
     def fit(cls, streams: Iterable[np.ndarray], *, vocab_size: int) -> "Bigram":
-        """Count the pairs of neighbours in each stream of tokens."""
-        keys = [_pairs(stream[:-1], stream[1:], vocab_size) for stream in streams]
+        """Count the pairs of neighbours in each stream of tokens [length], or in each row of windows [n, length]."""
+        keys = [_pairs(stream[..., :-1].ravel(), stream[..., 1:].ravel(), vocab_size) for stream in streams]
         pairs, counts = np.unique(np.concatenate(keys), return_counts=True)
         context, token = np.divmod(pairs, vocab_size)
         once, twice = int((counts == 1).sum()), int((counts == 2).sum())
@@ -90,17 +93,24 @@ class Bigram:
         return float(-np.log2(self.probability(context, token)).sum())
 
 
-def references(dataset: Dataset, *, config: EvalConfig) -> dict[str, References]:
+def references(dataset: Dataset, *, config: EvalConfig, windows: np.ndarray) -> dict[str, References]:
     """Measure every reference on the documents that `evaluate` gives the model.
+
+    Args:
+        dataset: what the model was trained on.
+        config: how much held-out text is taken.
+        windows: the training windows that the model has seen, int [n, T+1]: `dataset.batch_at(0, batch_size=n)`.
 
     Returns:
         The references of each domain, and under "overall" their means weighted by the domains' training weights.
     """
-    bigram = Bigram.fit((dataset.training_tokens(name) for name in dataset.domains), vocab_size=dataset.vocab_size)
+    fit = functools.partial(Bigram.fit, vocab_size=dataset.vocab_size)
+    bigram, corpus = fit([windows]), fit(dataset.training_tokens(name) for name in dataset.domains)
     measured = {
         name: measure(
             dataset.validation(name, max_bytes=config.max_bytes_per_domain),
             bigram=bigram,
+            corpus=corpus,
             token_bytes=dataset.token_bytes,
         )
         for name in dataset.domains
@@ -112,13 +122,14 @@ def references(dataset: Dataset, *, config: EvalConfig) -> dict[str, References]
     return {**measured, "overall": References(**overall)}
 
 
-def measure(validation: Validation, *, bigram: Bigram, token_bytes: list[bytes]) -> References:
+def measure(validation: Validation, *, bigram: Bigram, corpus: Bigram, token_bytes: list[bytes]) -> References:
     """The references of one domain's documents."""
     n_bytes = sum(validation.n_bytes)
     texts = [text.encode() for text in validation.documents]
     chunks = context_bytes(validation.windows, targets=validation.targets, token_bytes=token_bytes)
     return References(
         bigram=bigram.bits(validation.windows, targets=validation.targets) / n_bytes,
+        bigram_corpus=corpus.bits(validation.windows, targets=validation.targets) / n_bytes,
         gzip_context=8 * sum(map(gzip_size, chunks)) / n_bytes,
         gzip_document=8 * sum(map(gzip_size, texts)) / n_bytes,
         xz_document=8 * sum(map(xz_size, texts)) / n_bytes,

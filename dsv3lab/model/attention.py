@@ -60,7 +60,7 @@ class MLA(eqx.Module):
         segments: Int[Array, "batch seq"] | None,
         execution: Execution,
     ) -> Float[Array, "batch seq width"]:
-        """The layer's output for a normed input; the key's latent norm leaves the rotary key alone (facts 2)."""
+        """The layer's output for a normed input; the key's latent norm leaves the rotary key alone, as in the released code."""
         batch, seq, _ = x.shape
         matmul = execution.matmul
         compressed = x

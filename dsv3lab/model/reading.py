@@ -24,12 +24,31 @@ def silu(x: Array) -> Array:
     return x / (1 + np.exp(-x))
 
 
-def rope(x: Array, position: int, theta: float) -> Array:
-    """Pairs (x[2i], x[2i+1]) as complex numbers, turned by position * theta^(-2i/width)."""
-    width = len(x)
-    turned = [
-        (x[2 * i] + 1j * x[2 * i + 1]) * np.exp(1j * position * theta ** (-2 * i / width)) for i in range(width // 2)
-    ]
+def frequency(i: int, width: int, theta: float, yarn: Any) -> float:
+    """Radians per position of pair i: theta^(-2i/width), or YaRN's mean of that and its `factor`-th part."""
+    plain = theta ** (-2 * i / width)
+    if yarn is None or yarn.factor <= 1:
+        return plain
+
+    def turning(times: float) -> float:  # the pair, as a real number, that turns so often in the original context
+        return width * np.log(yarn.original_max_position_embeddings / (2 * np.pi * times)) / (2 * np.log(theta))
+
+    low, high = max(np.floor(turning(yarn.beta_fast)), 0), min(np.ceil(turning(yarn.beta_slow)), width - 1)
+    slow = min(max((i - low) / max(high - low, 1e-3), 0), 1)
+    return (1 - slow) * plain + slow * plain / yarn.factor
+
+
+def temperature(yarn: Any, name: str) -> float:
+    """YaRN's 0.1 m ln(factor) + 1 with m the setting `name`; 1 without YaRN."""
+    return 1.0 if yarn is None or yarn.factor <= 1 else 0.1 * getattr(yarn, name) * np.log(yarn.factor) + 1
+
+
+def rope(x: Array, position: int, config: Any) -> Array:
+    """Pairs (x[2i], x[2i+1]) as complex numbers, turned by position * frequency."""
+    yarn, width = config.rope_scaling, len(x)
+    length = temperature(yarn, "mscale") / temperature(yarn, "mscale_all_dim")
+    angles = [position * frequency(i, width, config.rope_theta, yarn) for i in range(width // 2)]
+    turned = [(x[2 * i] + 1j * x[2 * i + 1]) * length * np.exp(1j * angle) for i, angle in enumerate(angles)]
     return np.array([part for z in turned for part in (z.real, z.imag)])
 
 
@@ -43,18 +62,18 @@ def mla(layer: Any, x: Array, config: Any) -> Array:
         if config.q_lora_rank is not None:
             c_q = rms_norm(h @ numpy(layer.query_down), layer.query_norm.weight, config.latent_norm_eps)
         q = (c_q @ numpy(layer.query_up)).reshape(heads, nope + rope_width)
-        queries.append([np.append(row[:nope], rope(row[nope:], t, config.rope_theta)) for row in q])
+        queries.append([np.append(row[:nope], rope(row[nope:], t, config)) for row in q])
         down = h @ numpy(layer.latent_down)
         c_kv = rms_norm(down[:latent_width], layer.latent_norm.weight, config.latent_norm_eps)
-        k_rope = rope(down[latent_width:], t, config.rope_theta)
+        k_rope = rope(down[latent_width:], t, config)
         up = (c_kv @ numpy(layer.latent_up)).reshape(heads, nope + value)
         keys.append([np.append(row[:nope], k_rope) for row in up])
         values.append(up[:, nope:])
-    out = []
+    out, scale = [], temperature(config.rope_scaling, "mscale_all_dim") ** 2 / np.sqrt(nope + rope_width)
     for t in range(len(x)):
         mixed = []
         for n in range(heads):
-            scores = np.array([queries[t][n] @ keys[j][n] for j in range(t + 1)]) / np.sqrt(nope + rope_width)
+            scores = np.array([queries[t][n] @ keys[j][n] for j in range(t + 1)]) * scale
             weights = np.exp(scores - scores.max())
             weights /= weights.sum()
             mixed.append(sum(w * values[j][n] for j, w in enumerate(weights)))

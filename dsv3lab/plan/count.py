@@ -40,12 +40,6 @@ def router_parameters(config: ModelConfig) -> int:
     return config.n_routed_experts * (config.hidden_size + 1)
 
 
-def dense_layer_parameters(config: ModelConfig) -> int:
-    """Parameters of one layer with a dense SwiGLU, its two norms included."""
-    d = config.hidden_size
-    return attention_parameters(config) + 3 * d * config.intermediate_size + 2 * d
-
-
 def moe_layer_parameters(config: ModelConfig) -> int:
     """Parameters of one layer with experts, its two norms included."""
     experts = (config.n_routed_experts + config.n_shared_experts) * expert_parameters(config)
@@ -86,8 +80,8 @@ def flops_per_token(
     Args:
         sequence_length: tokens of one sequence, s.
         mtp: whether the MTP modules run; they compute every position, the last ones without a target too.
-        causal: count only the (s + 1) / 2 keys that a query sees on average, instead of all s. The program computes
-            all s, so equality with a traced program holds for `False`.
+        causal: count only the (s + 1) / 2 keys that a query sees on average, instead of all s. Equality with a traced
+            program holds for `False` and the whole square of scores (`attention` "reference").
         backward: count forward and backward (three times the forward) instead of the forward alone.
     """
     d, vocab = config.hidden_size, config.vocab_size

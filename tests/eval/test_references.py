@@ -47,6 +47,11 @@ def test_a_bigram_counted_by_hand():
     assert bigram.bits(windows, targets=3) == pytest.approx(bits, rel=tolerances.FLOAT64_SUM_RTOL)
 
 
+def test_windows_are_streams_of_their_own():
+    rows = np.array([[0, 1, 2], [3, 0, 1]])
+    assert Bigram.fit([rows], vocab_size=4).pairs.tolist() == Bigram.fit(list(rows), vocab_size=4).pairs.tolist()
+
+
 def test_streams_are_not_joined():
     apart = Bigram.fit([np.array([0, 1]), np.array([2, 3])], vocab_size=4)
     assert apart.pairs.tolist() == [0 * 4 + 1, 2 * 4 + 3]
@@ -78,7 +83,9 @@ def test_each_figure_of_a_domain_by_hand():
     padded = np.array(tokens + [0] * (n * length + 1 - len(tokens)))
     windows = padded[np.arange(n)[:, None] * length + np.arange(length + 1)]
     bigram = Bigram.fit([np.array(tokens)], vocab_size=257)
-    found = measure(Validation(windows, len(tokens) - 1, texts, sizes), bigram=bigram, token_bytes=token_bytes)
+    corpus = Bigram.fit([np.array(tokens * 2)], vocab_size=257)
+    validation = Validation(windows, len(tokens) - 1, texts, sizes)
+    found = measure(validation, bigram=bigram, corpus=corpus, token_bytes=token_bytes)
     joined, total = "".join(texts).encode(), sum(sizes)
     # Targets are the bytes and, after 150 and after all, an end of document without bytes.
     chunks = [joined[:100], joined[100:199], joined[199:]]
@@ -89,6 +96,8 @@ def test_each_figure_of_a_domain_by_hand():
     assert found.xz_together == 8 * xz_size(joined) / total
     probability = bigram.probability(np.array(tokens[:-1]), np.array(tokens[1:]))
     assert found.bigram == pytest.approx(-np.log2(probability).sum() / total, rel=tolerances.FLOAT64_SUM_RTOL)
+    probability = corpus.probability(np.array(tokens[:-1]), np.array(tokens[1:]))
+    assert found.bigram_corpus == pytest.approx(-np.log2(probability).sum() / total, rel=tolerances.FLOAT64_SUM_RTOL)
 
 
 def test_bits_per_byte_of_a_cost_in_nats():
@@ -105,7 +114,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory):
 
 def test_references_of_a_dataset_cover_the_documents_that_the_model_gets(dataset: Dataset):
     config = configs.EvalConfig(max_bytes_per_domain=1, batch_size=2)  # the first document of each domain
-    found = references(dataset, config=config)
+    windows = dataset.batch_at(0, batch_size=6)
+    found = references(dataset, config=config, windows=windows)
     assert list(found) == [*dataset.domains, "overall"]
     for name in dataset.domains:
         (text,) = dataset.validation(name, max_bytes=1).documents
@@ -114,4 +124,7 @@ def test_references_of_a_dataset_cover_the_documents_that_the_model_gets(dataset
     assert found["overall"].gzip_document == pytest.approx(
         0.75 * found["source"].gzip_document + 0.25 * found["readme"].gzip_document
     )
-    assert references(dataset, config=config) == found
+    assert references(dataset, config=config, windows=windows) == found
+    other = references(dataset, config=config, windows=dataset.batch_at(0, batch_size=2))
+    assert other["source"].bigram != found["source"].bigram  # of the windows that were given
+    assert other["source"].bigram_corpus == found["source"].bigram_corpus

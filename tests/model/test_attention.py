@@ -1,6 +1,7 @@
 """MLA and rotary positions: the NumPy reading, distances, documents, and YaRN's published numbers."""
 
 import functools as ft
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 
 from dsv3lab.config import YarnConfig, config
 from dsv3lab.model import reading as reference
-from dsv3lab.model.attention import MLA
+from dsv3lab.model.attention import MLA, attend
 from dsv3lab.model.causal import causal_attention
 from dsv3lab.model.execution import LOCAL
 from dsv3lab.model.rope import correction_range, inverse_frequencies, rotary_angles, rotate, softmax_scale
@@ -22,15 +23,23 @@ V3_YARN = YarnConfig(
 )
 
 
+SHORT_YARN = {"factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 2.0, "beta_slow": 0.1}
+
+
 @pytest.mark.parametrize("query_rank", [8, None])
-def test_mla_is_that_of_the_numpy_reading(query_rank: int | None) -> None:
-    settings = model_config(q_lora_rank=query_rank)
+@pytest.mark.parametrize("yarn", [None, SHORT_YARN | {"mscale": 0.7, "mscale_all_dim": 1.0}])
+def test_mla_is_that_of_the_numpy_reading(query_rank: int | None, yarn: dict[str, float] | None) -> None:
+    settings = model_config(q_lora_rank=query_rank, qk_rope_head_dim=8, rope_theta=20.0, rope_scaling=yarn)
     layer = MLA.init(settings, key=jax.random.key(0))
     x = RNG.normal(size=(2, 6, settings.hidden_size)).astype(np.float32)
-    cos, sin = rotary_angles(jnp.arange(6)[None], width=settings.qk_rope_head_dim, theta=settings.rope_theta, yarn=None)
-    out = layer(jnp.asarray(x), cos=cos, sin=sin, segments=None, execution=LOCAL)
-    expected = [reference.mla(layer, row.astype(float), settings) for row in x]
+    out = attend(layer, jnp.asarray(x), settings)
+    expected = np.array([reference.mla(layer, row.astype(float), settings) for row in x])
     np.testing.assert_allclose(out, expected, atol=MODEL_ATOL)
+    if yarn is not None:  # every part of it moves the result
+        shares = [reference.frequency(i, 8, 20.0, settings.rope_scaling) * 20 ** (i / 4) for i in range(4)]
+        assert shares[0] == 1.0 and 0.25 < shares[2] < 1.0, shares
+        without = np.array([reference.mla(layer, row.astype(float), replace(settings, rope_scaling=None)) for row in x])
+        assert np.abs(expected - without).max() > 100 * MODEL_ATOL
 
 
 def test_rotary_scores_depend_on_distance_only() -> None:
