@@ -22,6 +22,7 @@ from typing import Any
 
 import psutil
 
+from dsv3lab.config.disk import temporary_name
 from dsv3lab.workbook.files import write_atomic
 
 LAST_LINES = 20
@@ -236,7 +237,7 @@ def _mark(folder: Path, index: int, sentence: str) -> None:
         (0, f"**Not finished.** {sentence}"),
     ):
         nb.cells.insert(place, nbformat.v4.new_markdown_cell(text, metadata={"tags": [_MARKER_TAG]}))
-    temporary = path.with_suffix(".tmp")
+    temporary = temporary_name(path)
     nbformat.write(nb, temporary)
     os.replace(temporary, path)
 

@@ -1,5 +1,6 @@
-"""Small file operations that survive a crash: atomic replacement, one-write appends, hashes, UTC time."""
+"""Small file operations that survive a crash: one-write appends, hashes of folders, UTC time."""
 
+import errno
 import hashlib
 import json
 import os
@@ -9,8 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dsv3lab.config.disk import flush
+from dsv3lab.config.disk import is_temporary
 from dsv3lab.config.disk import sha256_file as sha256_file
+from dsv3lab.config.disk import write_atomic as write_atomic
 
 IGNORED_FOLDERS = frozenset({"__pycache__", ".ipynb_checkpoints"})
 """Caches that Python and Jupyter leave wherever a folder is opened; they are no part of any record."""
@@ -26,30 +28,28 @@ def new_name() -> str:
     return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Replace `path` with `text`: a reader, or a crash at any moment, sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    flush(path.parent)
-
-
 def append_line(path: Path, line: str, *, sync: bool = False) -> None:
     """Append `line` and a newline by one write, so that lines of several writers do not mix.
 
     Args:
         sync: wait until the bytes are on disk.
+
+    Raises:
+        OSError: naming the file, if the disk takes only a part; the file is then as long as before.
     """
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    data = (line + "\n").encode()
     try:
-        os.write(handle, (line + "\n").encode())
+        try:
+            written = os.write(handle, data)
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror}; a line could not be appended", str(path)) from None
+        if written != len(data):
+            end = os.lseek(handle, 0, os.SEEK_CUR)
+            if os.fstat(handle).st_size == end:  # nobody has written behind it: a torn line would spoil the whole file
+                os.ftruncate(handle, end - written)
+            reason = f"only {written} of {len(data)} bytes of a line could be written; free some space"
+            raise OSError(errno.ENOSPC, reason, str(path))
         if sync:
             os.fsync(handle)
     finally:
@@ -62,9 +62,13 @@ def sha256_text(text: str) -> str:
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """All files below `folder`, sorted, caches left out."""
+    """All files below `folder`, sorted, caches and the temporary files of `write_atomic` left out.
+
+    A file that is being replaced while somebody lists the folder, or was when a process was killed, is no part of what
+    the folder holds: the old file or the new one is.
+    """
     for path in sorted(folder.rglob("*")):
-        if path.is_symlink() or path.is_file():
+        if not is_temporary(path) and (path.is_symlink() or path.is_file()):
             if not IGNORED_FOLDERS.intersection(path.relative_to(folder).parts):
                 yield path
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import threading
 from pathlib import Path
 from typing import Any, cast
 
@@ -139,6 +141,59 @@ def test_writes_are_atomic_and_leave_nothing_behind(tmp_path: Path, monkeypatch:
     with pytest.raises(OSError, match="disk full"):
         files.write_atomic(path, "new")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_line_that_does_not_fit_is_taken_back_and_its_file_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, write = tmp_path / "metrics.jsonl", os.write
+    files.append_line(path, "first")
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "write", lambda handle, data: write(handle, data[:4]))
+        with pytest.raises(OSError, match=r"4 of 7 bytes.*metrics\.jsonl"):
+            files.append_line(path, "second")
+        patch.setattr(files.os, "write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(OSError, match=r"No space left.*metrics\.jsonl"):
+            files.append_line(path, "second")
+    assert path.read_text() == "first\n"
+    files.append_line(path, "third")
+    assert path.read_text() == "first\nthird\n"
+
+
+def test_a_file_that_is_replaced_all_the_time_does_not_disturb_the_hashes(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a")
+    ended = threading.Event()
+
+    def write() -> None:
+        while not ended.is_set():
+            files.write_atomic(tmp_path / "tracking.json", "{}")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(300):
+            assert set(files.hash_folder(tmp_path, leave_out=frozenset({"tracking.json"}))) == {"a"}
+    finally:
+        ended.set()
+        writer.join()
+
+
+def test_what_a_kill_leaves_of_a_replacement_is_no_part_of_a_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_text("a")
+    listed = files.hash_folder(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda *_, **__: None)
+        patch.setattr(files.os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            files.write_atomic(tmp_path / "promotion.json", "{}")
+    assert len(list(tmp_path.iterdir())) == 2
+    assert files.compare(tmp_path, listed) == []
+    for name in ("a.tmp", ".a.tmp", ".a.0123456.tmp", "a.01234567.tmp"):  # names of somebody else's files
+        (tmp_path / name).write_text("")
+        assert files.compare(tmp_path, listed) == [(tmp_path / name, "added")]
+        (tmp_path / name).unlink()
 
 
 def test_caches_of_jupyter_are_no_part_of_a_record(tmp_path: Path) -> None:
