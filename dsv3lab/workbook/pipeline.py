@@ -153,10 +153,13 @@ class _Execution:
             self.problems.append(f"{type(error).__name__}: {error}")
             print(f"{self.phase}: {self.problems[-1]}", file=sys.stderr)
         record, promoted, reasons = self._record(started)
+        status = self._exit_status(reasons, promoted=promoted)
+        if record and status != PREEMPTED:  # a preempted phase runs again, and then continues from its work
+            reuse.clear_work(self.folder, record, runs=self.runs)
         self._end_tracking(record, promoted=promoted)
         return Finished(
             phase=self.phase,
-            status=self._exit_status(reasons, promoted=promoted),
+            status=status,
             seconds=time.monotonic() - clock_started,
             folder=self.folder,
             record=record,

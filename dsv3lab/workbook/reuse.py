@@ -9,7 +9,7 @@ from pathlib import Path
 from dsv3lab.config import RunConfig, digest
 from dsv3lab.workbook import gates
 from dsv3lab.workbook import record as records
-from dsv3lab.workbook.files import hash_folder, sha256_file
+from dsv3lab.workbook.files import hash_folder, read_json, sha256_file
 from dsv3lab.workbook.inputs import Inputs, changes, environment_changes, read_environment
 from dsv3lab.workbook.record import PhaseRecord, RecordError, StageOutcome, Upstream
 from dsv3lab.workbook.waivers import Waiver
@@ -57,7 +57,7 @@ def take(found: Reusable, target: Path, *, config: RunConfig, waivers: Sequence[
     """Link the stage's files into the run folder `target` (copy across file systems) and judge its gates again."""
     outcome = found.outcome
     destination = target / outcome.name
-    shutil.copytree(found.folder / outcome.name, destination, copy_function=_link, symlinks=True)
+    link_tree(found.folder / outcome.name, destination)
     results = gates.evaluate_folder(
         gates.stage_gates(config.phase.gates, outcome.name),
         destination,
@@ -67,6 +67,33 @@ def take(found: Reusable, target: Path, *, config: RunConfig, waivers: Sequence[
     )
     inputs = {**outcome.inputs, "reused_from": f"{config.phase.name}/{found.folder.name}"}
     return dataclasses.replace(outcome, status="reused", error="", results=tuple(results), inputs=inputs)
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """Make `target` a folder of the same files: links, or copies across file systems. It is there whole or not at all."""
+    temporary = target.with_name(f".{target.name}.unfinished")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(source, temporary, copy_function=_link, symlinks=True)
+    os.replace(temporary, target)
+
+
+def clear_work(folder: Path, record: PhaseRecord, *, runs: Path) -> None:
+    """Remove the work folders that the stages of a recorded execution list: their files are part of the record now.
+
+    What a reused stage lists was cleared by its own execution; by now another process may be at work there.
+    """
+    for stage in record.stages:
+        for name in _listed_work(folder / stage.name / "stage.json") if stage.status == "ok" else ():
+            work = (runs / name).resolve()
+            if (runs / "work").resolve() in work.parents:  # a notebook wrote the list: nothing else is deleted for it
+                shutil.rmtree(work, ignore_errors=True)
+
+
+def _listed_work(path: Path) -> list[str]:
+    try:
+        return [str(name) for name in read_json(path)["work"]]
+    except (ValueError, KeyError, TypeError):
+        return []
 
 
 def _newest(phase: str, runs: Path, *, leave_out: Path) -> Iterator[tuple[Path, PhaseRecord]]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dsv3lab.config import ConfigError, RunConfig, digest, nearest, plain, runs_dir
-from dsv3lab.workbook import gates, promotion, verdict, waivers
+from dsv3lab.workbook import gates, promotion, reuse, verdict, waivers
 from dsv3lab.workbook import record as records
 from dsv3lab.workbook.compose import compose, dump, load
 from dsv3lab.workbook.files import append_line, new_name, read_json, relative, sha256_file, utc_now, write_atomic
@@ -151,7 +151,8 @@ class Stage:
         """A folder that survives a kill, so that the next run of the same stage continues from what is in it.
 
         It is keyed by the configuration of model, data, training and precision, by the package's code and versions,
-        and by the stage. `close` moves it into the stage's folder under `name`: what is finished is recorded there.
+        and by the stage. `close` puts its files into the stage's folder under `name`: what is finished is recorded there.
+        It is removed only then: by `close` in a run by hand, by the pipeline once the phase's record is written.
         """
         key = {section: plain(getattr(self.config, section)) for section in records.SHARED}
         key |= {"stage": self.name, "code": code_sha256(), "packages": read_environment().packages}
@@ -201,8 +202,12 @@ class Stage:
             "versions": {"python": read_environment().python, **read_environment().packages},
             "wall_s": wall,
             "peak_rss_bytes": _peak_rss_bytes(),
+            "work": [relative(folder, runs_dir()) for folder in self._work],
         }
         write_atomic(self.folder / "stage.json", json.dumps(content, sort_keys=True, indent=1) + "\n")
+        if self.standalone:  # nobody records it later
+            for folder in self._work:
+                shutil.rmtree(folder, ignore_errors=True)
         results = gates.evaluate_folder(
             gates.stage_gates(self.config.phase.gates, self.short),
             self.folder,
@@ -214,10 +219,8 @@ class Stage:
 
     def _keep(self, folder: Path) -> None:
         target = self.folder / folder.name
-        if target.exists():  # the notebook has put its own there
-            shutil.rmtree(folder, ignore_errors=True)
-        elif folder.exists():
-            shutil.move(folder, target)
+        if folder.exists() and not target.exists():  # else the notebook, or an earlier close, has put its own there
+            reuse.link_tree(folder, target)
 
 
 def _number(name: str, value: Any) -> int | float | str:

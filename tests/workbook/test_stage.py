@@ -156,7 +156,7 @@ def test_by_hand_needs_come_from_the_promoted_record(runs: Path) -> None:
     assert Stage.open("phase4/restore").need("phase2/train") == two / "train"
 
 
-def test_work_survives_a_kill_and_moves_in_on_close(runs: Path) -> None:
+def test_work_survives_a_kill_and_by_hand_it_moves_in_on_close(runs: Path) -> None:
     first = Stage.open("phase2/train")
     work = first.work("checkpoint")
     (work / "step").write_text("100")
