@@ -70,7 +70,7 @@ def run_config(
     """A whole run around a tiny model and training."""
     model = model or model_config()
     domain = configs.DomainConfig(weight=1.0, kind="source", packages=("x",), validation=("y",), max_bytes=1000)
-    seed = SeedConfig(weeks="", infrastructure=(), resources={}, targets=(), ref="")
+    seed = SeedConfig(weeks="", infrastructure=(), resources={}, targets=(), criteria=(), ref="")
     return configs.RunConfig(
         model=model,
         data=configs.DataConfig(

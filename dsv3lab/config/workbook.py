@@ -71,6 +71,9 @@ class SeedConfig:
     infrastructure: tuple[str, ...]
     resources: dict[str, str]
     targets: tuple[TargetConfig, ...]
+    """What the phase is to validate."""
+    criteria: tuple[TargetConfig, ...]
+    """The success criteria of the scale that the phase works towards."""
     ref: str
 
 

@@ -54,9 +54,10 @@ def _seed(config: RunConfig, columns: int) -> list[str]:
     lines = [f"What the seed documents say ({seed.ref}; weeks {seed.weeks})"]
     lines += _wrapped(f"infrastructure: {'; '.join(seed.infrastructure)}", columns)
     lines += _wrapped(f"resources: {'; '.join(f'{key} {value}' for key, value in seed.resources.items())}", columns)
-    for target in seed.targets:
-        answer = f"gate {target.gate}" if target.gate else "no gate yet"
-        lines += _wrapped(f"target: {target.text} -> {answer} ({target.note})", columns)
+    for kind, targets in (("target", seed.targets), ("criterion", seed.criteria)):
+        for target in targets:
+            answer = f"gate {target.gate}" if target.gate else "no gate yet"
+            lines += _wrapped(f"{kind}: {target.text} -> {answer} ({target.note})", columns)
     return lines
 
 

@@ -12,7 +12,6 @@ from dsv3lab.config import YarnConfig, config
 from dsv3lab.model import reading as reference
 from dsv3lab.model.attention import MLA, attend
 from dsv3lab.model.causal import causal_attention
-from dsv3lab.model.execution import LOCAL
 from dsv3lab.model.rope import correction_range, inverse_frequencies, rotary_angles, rotate, softmax_scale
 from tests.builders import model_config
 from tests.tolerances import MODEL_ATOL

@@ -115,3 +115,29 @@ def test_a_profile_is_known_by_its_file() -> None:
     assert compose.overridden(renamed) == [
         "profile.name is mine on the command line, but there is no conf/profile/mine.yaml"
     ]
+
+
+@pytest.mark.parametrize("profile", ["default", "long"])
+def test_what_can_be_promoted_has_beaten_gzip_on_whole_documents(profile: str) -> None:
+    config, _ = samples.configuration(2, f"profile={profile}")
+    gate = config.phase.gates["train_gzip_document"]
+    assert config.profile.promotes and (gate.severity, gate.op, gate.threshold) == ("block", "<", 1.0)
+
+
+@pytest.mark.parametrize("profile", ["ci", "default", "long"])
+def test_the_times_of_a_profile_name_stages_and_only_ever_raise_limits(profile: str) -> None:
+    phases = [samples.configuration(number, f"profile={profile}")[0] for number in (1, 2, 3, 4)]
+    stages = {name: config for config in phases for name in config.phase.stages}
+    assert set(phases[0].profile.time_factors) <= set(stages)
+    for name, config in stages.items():
+        assert config.limit_s(name) >= config.phase.stages[name].limit_s
+        assert config.limit_s(name) > 2 * config.expected_s(name)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_targets_and_criteria_of_the_seeds_name_gates_that_exist(number: int) -> None:
+    known = {gate for other in (1, 2, 3, 4) for gate in samples.configuration(other)[0].phase.gates}
+    seed = samples.configuration(number)[0].phase.seed
+    assert seed.criteria and all(
+        target.gate is None or target.gate in known for target in (*seed.targets, *seed.criteria)
+    )
