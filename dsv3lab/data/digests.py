@@ -39,7 +39,7 @@ def versions(config: DataConfig) -> dict[str, str]:
 def compare(config: DataConfig, digest: str, *, path: Path = DIGESTS) -> CorpusStatus:
     """Compare a corpus digest with the committed one of this Python version; say what differs.
 
-    The result is recorded and printed; nothing else depends on it.
+    The result is printed and nothing depends on it: the same texts from another Python are the same corpus.
     """
     committed = read_yaml(path) if path.exists() else {}
     entry = committed.get(config.name, {}).get(python_version())

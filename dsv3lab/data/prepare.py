@@ -1,4 +1,9 @@
-"""From installed packages to a prepared folder: corpus, tokenizer, streams of tokens, manifest."""
+"""From installed packages to a prepared folder: corpus, tokenizer, streams of tokens, manifest.
+
+The folder is named by its content, and so is what its manifest says: another Python or a new installation that gives
+the same texts finds the folder that is there and leaves it alone, since records name its manifest and a training may be
+reading it. Which installation leads to which folder stands beside it, in `.<name>.fingerprints.json`.
+"""
 
 import contextlib
 import fcntl
@@ -15,7 +20,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from dsv3lab.config import DataConfig, digest, plain, runs_dir
-from dsv3lab.config.disk import sha256_file
+from dsv3lab.config.disk import sha256_file, write_atomic
 from dsv3lab.data import corpus, digests, sources, tokenizer
 from dsv3lab.data.dataset import FORMAT, MANIFEST, Dataset, open_dataset, read_manifest
 from dsv3lab.data.mixing import make_mixture
@@ -27,8 +32,8 @@ Progress = Callable[[str], None]
 def prepare(config: DataConfig, root: Path | None = None, *, progress: Progress = print) -> Dataset:
     """Prepare the dataset of `config` below `root`, or open it if it is there.
 
-    The folder `<name>-<digest>` appears in one rename when it is complete. A lock makes a second process wait for the
-    first and then use its result; the lock of a killed process is free, and what it left is removed.
+    The folder `<name>-<digest>` appears in one rename when it is complete, and is never replaced. A lock makes a second
+    process wait for the first and then use its result; the lock of a killed process is free, and what it left is removed.
 
     Args:
         config: what to prepare.
@@ -50,23 +55,24 @@ def prepare(config: DataConfig, root: Path | None = None, *, progress: Progress 
     make_mixture({name: domain.weight for name, domain in config.domains.items()})  # refuse bad weights at once
     key = _fingerprint(config)
     with _lock(root / f".{config.name}.lock", say):
-        folder = _find(config, key, root)
+        known = _Fingerprints(root / f".{config.name}.fingerprints.json")
+        folder = known.find(key)
         if folder is None:
             for left in root.glob(f".{config.name}.*.tmp"):
                 shutil.rmtree(left)
-            folder = _build(config, key, root, say)
+            folder = _build(config, root, say)
         dataset = open_dataset(folder)
-    say(f"{folder.name} ready; {dataset.manifest['corpus']['message']}")
+        known.add(key, folder)
+    say(f"{folder.name} ready; {digests.compare(config, dataset.manifest['corpus']['digest']).message}")
     return dataset
 
 
-def _build(config: DataConfig, key: str, root: Path, say: Progress) -> Path:
+def _build(config: DataConfig, root: Path, say: Progress) -> Path:
     say(f"reading {len(digests.versions(config))} packages")
     collected = corpus.collect(config)
     for name, split in collected.documents.items():
         say(f"{name}: " + ", ".join(f"{part} {_size(split[part])}" for part in corpus.SPLITS))
     corpus_digest = collected.digest()
-    status = digests.compare(config, corpus_digest)
     temporary = root / f".{config.name}.{uuid.uuid4().hex[:8]}.tmp"
     temporary.mkdir()
     for name, split in collected.documents.items():
@@ -96,17 +102,10 @@ def _build(config: DataConfig, key: str, root: Path, say: Progress) -> Path:
                 "tokenizer": sha256_file(temporary / "tokenizer.json"),
             }
         ),
-        "fingerprint": key,
         "config": plain(config),
         "dtype": dtype,
         "vocab_size": trained.get_vocab_size(),
-        "corpus": {
-            "digest": corpus_digest,
-            "python": digests.python_version(),
-            "status": status.status,
-            "message": status.message,
-            "versions": digests.versions(config),
-        },
+        "corpus": {"digest": corpus_digest},
         "domains": domains,
         "files": {
             path.relative_to(temporary).as_posix(): sha256_file(path)
@@ -116,9 +115,11 @@ def _build(config: DataConfig, key: str, root: Path, say: Progress) -> Path:
     }
     (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
     folder = root / f"{config.name}-{manifest['digest'][:12]}"
-    if folder.exists():  # the same content from other files: an older preparation whose sources were reinstalled
-        shutil.rmtree(folder)
-    os.rename(temporary, folder)
+    if folder.exists():  # the same content from another installation
+        say(f"{folder.name} is there already and stays as it is")
+        shutil.rmtree(temporary)
+    else:
+        os.rename(temporary, folder)
     return folder
 
 
@@ -176,12 +177,30 @@ def _fingerprint(config: DataConfig) -> str:
     return digest({"format": FORMAT, "config": plain(config), "python": digests.python_version(), "files": read})
 
 
-def _find(config: DataConfig, key: str, root: Path) -> Path | None:
-    for folder in sorted(root.glob(f"{config.name}-{'[0-9a-f]' * 12}")):
-        manifest = read_manifest(folder)
-        if manifest.get("format") == FORMAT and manifest.get("fingerprint") == key:
-            return folder
-    return None
+class _Fingerprints:
+    """Which installation (see `_fingerprint`) leads to which folder beside this file; read and written under the lock.
+
+    Only a short cut: without the file, or with one that cannot be read, the texts are read again and lead to the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            content = json.loads(path.read_bytes())
+        except (OSError, ValueError):
+            content = {}
+        self._folders = {str(k): str(v) for k, v in content.items()} if isinstance(content, dict) else {}
+
+    def find(self, key: str) -> Path | None:
+        """The folder of this installation, if it is there."""
+        folder = self._path.parent / self._folders.get(key, ".none")
+        return folder if folder.is_dir() and read_manifest(folder).get("format") == FORMAT else None
+
+    def add(self, key: str, folder: Path) -> None:
+        """Remember it, and forget folders that were deleted."""
+        if self._folders.get(key) != folder.name:
+            kept = {k: name for k, name in self._folders.items() if (self._path.parent / name).is_dir()}
+            write_atomic(self._path, json.dumps(kept | {key: folder.name}, indent=1, sort_keys=True) + "\n")
 
 
 @contextlib.contextmanager

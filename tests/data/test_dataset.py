@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dsv3lab.config import ConfigError
-from dsv3lab.data import DataError, Dataset, open_dataset, prepare
+from dsv3lab.data import DataError, Dataset, digests, open_dataset, prepare
 from tests.data.packages import data_config, install, prose, two_packages
 
 
@@ -160,11 +160,53 @@ def test_a_prepared_folder_that_was_changed_is_not_used(site: Path, tmp_path: Pa
         prepare(data_config(), tmp_path, progress=lambda line: None)
 
 
+def test_another_python_keeps_the_folder_that_has_the_same_content(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shutil.copytree(dataset.folder, tmp_path / dataset.folder.name)  # as an older version left it: without a side file
+    manifest = tmp_path / dataset.folder.name / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_bytes()) | {"fingerprint": "old"}))
+    before = {path: path.stat().st_mtime_ns for path in manifest.parent.rglob("*")}
+    built = []
+    for python in ("3.12", "3.99", "3.12", "3.99"):
+        monkeypatch.setattr(digests, "python_version", lambda python=python: python)
+        lines: list[str] = []
+        assert prepare(data_config(), tmp_path, progress=lines.append).folder == manifest.parent
+        assert f"unknown on Python {python}" in lines[-1]
+        built.append(any("stays as it is" in line for line in lines))
+    assert built == [True, True, False, False]
+    assert {path: path.stat().st_mtime_ns for path in manifest.parent.rglob("*")} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *(".tiny.fingerprints.json", ".tiny.lock"),
+        manifest.parent.name,
+    ]
+
+
+def test_the_manifest_says_nothing_of_the_installation(dataset: Dataset):
+    assert set(dataset.manifest) == {
+        *("format", "digest", "config", "dtype", "vocab_size", "corpus", "domains", "files"),
+    }
+    assert set(dataset.manifest["corpus"]) == {"digest"}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"key": 5}'])
+def test_a_side_file_that_cannot_be_read_costs_a_preparation_only(site: Path, tmp_path: Path, text: str):
+    folder = prepare(data_config(), tmp_path, progress=lambda line: None).folder
+    (tmp_path / ".tiny.fingerprints.json").write_text(text)
+    assert prepare(data_config(), tmp_path, progress=lambda line: None).folder == folder
+    assert json.loads((tmp_path / ".tiny.fingerprints.json").read_bytes()).popitem()[1] == folder.name
+    shutil.rmtree(folder)
+    assert prepare(data_config(), tmp_path, progress=lambda line: None).folder == folder
+
+
 def test_what_a_killed_preparation_left_is_removed_and_other_names_stay(site: Path, tmp_path: Path):
     (tmp_path / ".tiny.0abc.tmp" / "train").mkdir(parents=True)
     (tmp_path / ".tiny-2.0abc.tmp").mkdir()
     folder = prepare(data_config(), tmp_path, progress=lambda line: None).folder
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".tiny-2.0abc.tmp", ".tiny.lock", folder.name]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *(".tiny-2.0abc.tmp", ".tiny.fingerprints.json", ".tiny.lock"),
+        folder.name,
+    ]
 
 
 def test_two_processes_at_once_prepare_one_folder(site: Path, tmp_path: Path):
