@@ -28,6 +28,7 @@ from dsv3lab.train.step import TrainState, train_step
 
 Report = Callable[[dict[str, float], int], None]
 SHOWN_EVERY_S = 10.0
+NONFINITE = "train/nonfinite_steps"
 
 
 class Preempted(Exception):
@@ -67,7 +68,9 @@ def fit(
 
     A run that was killed and continued ends with the same bits as one that was not, on the same machine and versions.
     `report` always sees the whole run: first what was reported up to the checkpoint, by whichever process, then the
-    steps that are run now. `perf/*` describe the process that reported them.
+    steps that are run now. `perf/*` describe the process that reported them. Every report holds
+    `train/nonfinite_steps`: the steps of the whole run whose objective or gradient norm was NaN or infinite, those
+    between reports included; NaN if the reports that belong to the checkpoint are missing, so that nobody can know.
 
     Args:
         config: the whole run; `model`, `train`, `data` and `precision` determine the weights.
@@ -175,9 +178,7 @@ class _Run:
     def until(self, stop_after: int | None) -> FitResult:
         """Step to the end of the budget, to `stop_after` or to SIGTERM, then save."""
         end = self.total if stop_after is None else min(self.total, stop_after)
-        for step, metrics in self.earlier:
-            self.last |= metrics
-            self.report(metrics, step)
+        self._replay()
         if self.resumed_from:
             self.progress(f"continuing from the checkpoint of step {self.resumed_from}/{self.total}")
         if self.done < end:
@@ -195,6 +196,16 @@ class _Run:
             checkpoint=folder,
             last=self.last,
         )
+
+    def _replay(self) -> None:
+        """Report again what was reported up to the checkpoint, and go on counting from there."""
+        for step, metrics in self.earlier:
+            self.last |= metrics
+            self.report(metrics, step)
+        self.reported = self.earlier[-1][0] if self.earlier else -1
+        known = self.reported == self.done  # every checkpoint has a report of its step, see `_save`
+        counted = self.last.get(NONFINITE, float("nan")) if known else float("nan")
+        self.nonfinite = counted if self.resumed_from else 0.0
 
     def _prepare(self) -> None:
         """Compile, choose the validation windows, and measure this process's roof."""
@@ -230,6 +241,7 @@ class _Run:
             now = time.perf_counter()
             self.clock.add(step_s=now - asked, wait_s=begun - asked)
             self.done += 1
+            self.nonfinite += not np.isfinite(jax.device_get((metrics["total"], metrics["grad_norm"]))).all()
             self._after_step(metrics, last=self.done == end)
             if now - shown > SHOWN_EVERY_S or self.done == end:
                 shown = now
@@ -260,7 +272,9 @@ class _Run:
         return jnp.asarray(self.dataset.batch_at(step, batch_size=self.train.batch_size))
 
     def _report(self, metrics: dict[str, float]) -> None:
+        metrics = {**metrics, NONFINITE: self.nonfinite}
         self.last |= metrics
+        self.reported = self.done
         self.reports.add(self.done, metrics)
         self.report(metrics, self.done)
 
@@ -272,6 +286,8 @@ class _Run:
         )
 
     def _save(self) -> Path:
+        if self.reported < self.done:
+            self._report({})  # the count, for the process that continues from here
         self.reports.flush()
         return checkpoint.save(self.directory, self.state, identity=self.identity, keep=self.train.checkpoint.keep)
 

@@ -7,8 +7,10 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
@@ -16,7 +18,7 @@ import yaml
 from dsv3lab import train
 from dsv3lab.config import ConfigError, plain
 from dsv3lab.train import __main__ as command
-from dsv3lab.train import reports
+from dsv3lab.train import loop, reports
 from tests import builders
 
 pytestmark = pytest.mark.limit(120)  # the first test compiles the step; the others find it compiled
@@ -77,7 +79,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[train.FitResult, Re
 def test_it_reports_every_metric(whole: tuple[train.FitResult, Recorder, Path]) -> None:
     result, recorder, _ = whole
     assert result.finished and result.steps == STEPS and result.resumed_from == 0
-    assert set(recorder.points[0][1]) == {"train/compile_s", "perf/matmul_peak_flops"}
+    assert set(recorder.points[0][1]) == {"train/compile_s", "perf/matmul_peak_flops", loop.NONFINITE}
     for name in PER_STEP:
         assert set(recorder.of(name)) - {0} == set(range(1, STEPS + 1)), name
     for name in AT_INTERVAL:
@@ -141,6 +143,51 @@ def test_killed_after_a_checkpoint_each_step_is_reported_once(
     for name in COMPUTED:
         assert recorder.of(name) == whole[1].of(name), name
         assert sum(name in metrics for _, metrics in recorder.points) == len(recorder.of(name)), name
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, spoiled: dict[int, tuple[str, float]]) -> None:
+    """Replace one metric of some steps, as a loss that overflows would."""
+    original = loop._programs
+
+    def programs(*arguments: Any, **options: Any) -> Any:
+        step, losses = original(*arguments, **options)
+
+        def wrapped(state: train.TrainState, windows: jax.Array) -> Any:
+            number = int(state.step) + 1
+            state, metrics = step(state, windows)
+            name, value = spoiled.get(number, ("total", metrics["total"]))
+            return state, {**metrics, name: jnp.asarray(value)}
+
+        return wrapped, losses
+
+    monkeypatch.setattr(loop, "_programs", programs)
+
+
+def test_every_step_counts_whose_loss_or_gradient_is_not_finite_also_before_a_kill(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    spoil(monkeypatch, {2: ("total", np.nan), 4: ("grad_norm", np.inf), 5: ("total", np.inf)})
+    rarely = replace(CONFIG, train=replace(CONFIG.train, log_interval=100, eval_interval=100))
+
+    def die(step: int) -> None:
+        if step == 5:
+            raise KeyboardInterrupt
+
+    first = Recorder([], die)
+    five = replace(rarely, train=replace(rarely.train, log_interval=5))
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path, first, config=five)
+    assert first.of(loop.NONFINITE) == {0: 0, 2: 1, 4: 2, 5: 3}
+    second = Recorder([])
+    result = fit(tmp_path, second, config=rarely)
+    assert result.resumed_from == 4 and result.last[loop.NONFINITE] == 3
+    assert second.of(loop.NONFINITE) == {0: 0, 2: 1, 4: 2, 6: 3}
+
+
+def test_a_checkpoint_without_its_reports_does_not_count_as_clean(tmp_path: Path) -> None:
+    fit(tmp_path, stop_after=3)
+    (tmp_path / reports.NAME).unlink()
+    assert np.isnan(fit(tmp_path).last[loop.NONFINITE])
 
 
 def test_without_a_checkpoint_the_reports_begin_again(tmp_path: Path) -> None:
