@@ -1,6 +1,5 @@
 """Training in a process of its own that gets killed."""
 
-import json
 import os
 import signal
 import subprocess
@@ -12,18 +11,13 @@ from pathlib import Path
 import yaml
 
 from dsv3lab.config import RunConfig, plain
+from dsv3lab.train import reports
 from dsv3lab.train.checkpoint import DEBRIS
 
 
 def reached(step: int) -> Callable[[Path], bool]:
     """A condition for `run`: the training in this folder has reported `step`."""
-
-    def holds(directory: Path) -> bool:
-        path = directory / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return any(json.loads(line)["step"] >= step for line in lines if line.endswith("}"))
-
-    return holds
+    return lambda directory: any(reported >= step for reported, _ in reports.read(directory))
 
 
 def saving(step: int) -> Callable[[Path], bool]:
