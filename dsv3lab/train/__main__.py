@@ -1,6 +1,7 @@
 """`python -m dsv3lab.train`: train in a process of its own; ends with 0, or with 75 when it was asked to stop."""
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -23,9 +24,19 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = build(RunConfig, read_yaml(options.config))
         dataset = open_dataset(options.data)
-        result = fit(config, dataset, options.directory, report=_kept_anyway, stop_after=options.stop_after)
+        result = fit(
+            config,
+            dataset,
+            options.directory,
+            report=_kept_anyway,
+            stop_after=options.stop_after,
+            stop_on=(signal.SIGTERM, signal.SIGINT),
+        )
     except Preempted as stopped:
         print(stopped, flush=True)
+        return PREEMPTED
+    except KeyboardInterrupt:
+        print("stopped by a signal before the training began; run again", flush=True)
         return PREEMPTED
     except (ConfigError, CheckpointError, DataError) as error:
         print(error, file=sys.stderr)

@@ -5,7 +5,7 @@ import functools as ft
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ NONFINITE = "train/nonfinite_steps"
 
 
 class Preempted(Exception):
-    """The process was asked to stop (SIGTERM); the state is saved and the same call continues."""
+    """The process was asked to stop by a signal; the state is saved and the same call continues."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ def fit(
     report: Report,
     progress: Callable[[str], None] = print,
     stop_after: int | None = None,
+    stop_on: Sequence[signal.Signals] = (signal.SIGTERM,),
 ) -> FitResult:
     """Train until the token budget is spent, from the newest checkpoint in `directory` if there is one.
 
@@ -79,15 +80,16 @@ def fit(
         report: receives metrics and the number of steps done.
         progress: receives one line every few seconds.
         stop_after: save and return after this many steps of the run, counted from its beginning.
+        stop_on: signals after which the state is saved; in a notebook SIGINT stays an interrupted cell.
 
     Raises:
-        Preempted: after SIGTERM in the main thread, once the state is saved.
+        Preempted: after a signal of `stop_on` in the main thread, once the state is saved.
         CheckpointError: if the newest checkpoint or the file of reports is damaged.
         ConfigError: if the checkpoint belongs to another configuration or other data, or the directory is in use.
     """
     directory.mkdir(parents=True, exist_ok=True)
     use_compilation_cache()
-    with _alone(directory), _stop_on_sigterm() as stop:
+    with _alone(directory), _stop_on(stop_on) as stop:
         return _Run(config, dataset, directory, report=report, progress=progress, stop=stop).until(stop_after)
 
 
@@ -176,7 +178,7 @@ class _Run:
             raise checkpoint.CheckpointError(str(error)) from None
 
     def until(self, stop_after: int | None) -> FitResult:
-        """Step to the end of the budget, to `stop_after` or to SIGTERM, then save."""
+        """Step to the end of the budget, to `stop_after` or to a signal, then save."""
         end = self.total if stop_after is None else min(self.total, stop_after)
         self._replay()
         if self.resumed_from:
@@ -187,7 +189,7 @@ class _Run:
                 self._steps(end, ahead)
         folder = self._save()
         if self.stop.is_set() and self.done < end:
-            raise Preempted(f"stopped by SIGTERM after step {self.done}/{self.total}; saved in {folder}, run again")
+            raise Preempted(f"stopped by a signal after step {self.done}/{self.total}; saved in {folder}, run again")
         return FitResult(
             state=self.state,
             steps=self.done,
@@ -305,14 +307,15 @@ def _alone(directory: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _stop_on_sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets, in the main thread; elsewhere Python allows no handler and the event stays unset."""
+def _stop_on(signals: Sequence[signal.Signals]) -> Iterator[threading.Event]:
+    """An event that the signals set, in the main thread; elsewhere Python allows no handler and it stays unset."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    previous = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    previous = {number: signal.signal(number, lambda *_: stop.set()) for number in signals}
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -58,6 +58,15 @@ class Untouched(builders.FakeDataset):
         raise AssertionError(f"batch {step} was drawn")
 
 
+def sends(number: signal.Signals, *, at: int) -> Callable[[int], None]:
+    """Sends this process a signal when the step is reported."""
+    return lambda step: os.kill(os.getpid(), number) if step == at else None
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
 def fit(directory: Path, recorder: Recorder | None = None, **options) -> train.FitResult:  # noqa: ANN003
     recorder = recorder or Recorder([])
     options = {"config": CONFIG, "dataset": builders.FakeDataset(), "progress": lambda line: None, **options}
@@ -214,18 +223,20 @@ def test_the_reports_of_a_stage_that_links_the_file_are_left_alone(
     assert link.read_bytes() == before
 
 
-def test_sigterm_saves_and_the_run_goes_on_to_the_same_bits(
-    whole: tuple[train.FitResult, Recorder, Path], tmp_path: Path
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_run_goes_on_to_the_same_bits(
+    whole: tuple[train.FitResult, Recorder, Path], tmp_path: Path, number: signal.Signals
 ) -> None:
-    def terminate(step: int) -> None:
-        if step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     with pytest.raises(train.Preempted, match="after step 3/6; saved in .*step_00000003, run again"):
-        fit(tmp_path, Recorder([], terminate))
-    assert signal.getsignal(signal.SIGTERM) is before
+        fit(tmp_path, Recorder([], sends(number, at=3)), stop_on=(number,))
+    assert signal.getsignal(number) is before
     assert_same(fit(tmp_path).state, whole[0].state)
+
+
+def test_in_a_notebook_an_interrupt_stays_an_interrupt(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path, Recorder([], sends(signal.SIGINT, at=1)))
 
 
 def test_a_change_that_weights_depend_on_is_refused_and_another_is_not(
@@ -260,14 +271,18 @@ def test_progress_says_step_loss_speed_and_time_left(
 class Terminating(builders.FakeDataset):
     """Asks the process to stop when the batch of step 3 is drawn."""
 
+    number: signal.Signals = signal.SIGTERM
+
     def batch_at(self, step: int, *, batch_size: int) -> np.ndarray:
         if step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self.number)
         return super().batch_at(step, batch_size=batch_size)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_command_ends_with_75_then_with_0(
     whole: tuple[train.FitResult, Recorder, Path],
+    number: signal.Signals,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -275,7 +290,10 @@ def test_the_command_ends_with_75_then_with_0(
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(plain(CONFIG)))
     arguments = ["--config", tmp_path / "config.yaml", "--data", tmp_path, "--directory", tmp_path / "run"]
     words = [str(argument) for argument in arguments]
-    monkeypatch.setattr(command, "open_dataset", lambda folder: Terminating())
+    monkeypatch.setattr(command, "open_dataset", lambda folder: interrupt())
+    assert command.main(words) == 75
+    assert "before the training began" in capsys.readouterr().out
+    monkeypatch.setattr(command, "open_dataset", lambda folder: Terminating(number=number))
     assert command.main(words) == 75
     assert "run again" in capsys.readouterr().out
     monkeypatch.setattr(command, "open_dataset", lambda folder: builders.FakeDataset())
