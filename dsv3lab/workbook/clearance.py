@@ -3,37 +3,46 @@
 from pathlib import Path
 
 from dsv3lab.config import runs_dir
-from dsv3lab.workbook import record as records
 from dsv3lab.workbook.gates import Device, MetricsError, read_points
-from dsv3lab.workbook.promotion import Promotion, read_chain
+from dsv3lab.workbook.promotion import Newest, Promotion, UpstreamError
+from dsv3lab.workbook.record import PhaseRecord
 
 
 def launch_record(profile: str, device: Device, *, runs: Path | None = None) -> str:
     """The promoted records of `profile` as text, and whether they clear a launch on `device`.
 
-    A launch on hardware K needs every blocking gate of every phase passed, not skipped, on K: a record made on another
-    kind of device, or on fewer devices, clears nothing there.
+    A launch on hardware K needs every blocking gate of every phase passed, neither skipped nor waived, on K: a record
+    made on another kind of device, or on fewer devices, clears nothing there. Nor does one on which a later phase might
+    not build: changed since, stale, or made before the newest promotion below it.
 
     Args:
         profile: name of the profile; those that do not promote have no record here.
         device: hardware of the launch that is asked about.
         runs: the runs folder.
     """
-    folder = runs_dir() if runs is None else runs
-    newest = {promotion.phase: promotion for promotion in read_chain(folder) if promotion.profile == profile}
-    lines, open_ = [], []
-    for phase in ("phase1", "phase2", "phase3", "phase4"):
-        if phase not in newest:
-            lines.append(f"{phase}  not promoted with profile '{profile}' (yet)")
-            open_.append(f"{phase} is not promoted")
+    where = f"launch on {device.count} x {device.kind}"
+    try:
+        newest = Newest(profile, promotes=True, runs=runs_dir() if runs is None else runs)
+    except UpstreamError as error:  # a chain that is not intact clears nothing
+        return f"{where}: NOT cleared: {error}"
+    lines: list[str] = []
+    against: list[str] = []
+    for number in (1, 2, 3, 4):
+        promotion = newest.promotions.get(f"phase{number}")
+        if promotion is None:
+            lines.append(f"phase{number}  not promoted with profile '{profile}' (yet)")
+            against.append(f"phase{number} is not promoted")
             continue
-        lines += _lines(newest[phase], folder)
-        scope = newest[phase].scope
-        if scope.kind != device.kind or scope.count < device.count:
-            open_.append(f"{phase} was promoted on {scope.count} x {scope.kind}")
-        open_ += [f"{phase}: gate {name} was skipped" for name in _skipped(newest[phase], folder)]
-    verdict = "cleared" if not open_ else f"NOT cleared: {'; '.join(open_)}"
-    return "\n".join([*lines, f"launch on {device.count} x {device.kind}: {verdict}"])
+        try:
+            record = newest.find(number).record
+        except UpstreamError as error:
+            lines.append(f"phase{number}  {error}")
+            against.append(str(error))
+            continue
+        lines += _lines(promotion, record)
+        against += _against(newest, number, promotion, record, device)
+    verdict = "cleared" if not against else f"NOT cleared: {'; '.join(against)}"
+    return "\n".join([*lines, f"{where}: {verdict}"])
 
 
 def last_values(path: Path) -> dict[str, float]:
@@ -47,8 +56,7 @@ def last_values(path: Path) -> dict[str, float]:
     return {point.name: point.value for point in read_points(path)}
 
 
-def _lines(promotion: Promotion, runs: Path) -> list[str]:
-    record = records.read((runs / promotion.record).parent)
+def _lines(promotion: Promotion, record: PhaseRecord) -> list[str]:
     passed = sum(result.status == "pass" for result in record.results)
     return [
         f"{promotion.phase}  {passed}/{len(record.results)} gates passed on {promotion.scope.count} x "
@@ -58,6 +66,16 @@ def _lines(promotion: Promotion, runs: Path) -> list[str]:
     ]
 
 
-def _skipped(promotion: Promotion, runs: Path) -> list[str]:
-    record = records.read((runs / promotion.record).parent)
-    return [result.gate_id for result in record.results if result.status == "skipped" and result.severity == "block"]
+def _against(newest: Newest, number: int, promotion: Promotion, record: PhaseRecord, device: Device) -> list[str]:
+    """Why a promoted record does not clear a launch on `device`."""
+    reasons, scope = [], promotion.scope
+    if scope.kind != device.kind or scope.count < device.count:
+        reasons.append(f"{promotion.phase} was promoted on {scope.count} x {scope.kind}")
+    for result in record.results:
+        if result.severity == "block" and result.status != "pass":
+            reasons.append(f"{promotion.phase}: gate {result.gate_id} was {result.status}")
+    try:
+        newest.check(number)
+    except UpstreamError as error:
+        reasons.append(str(error))
+    return reasons

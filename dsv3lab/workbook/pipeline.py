@@ -25,8 +25,8 @@ from dsv3lab.workbook.inputs import read_inputs
 from dsv3lab.workbook.outline import outline
 from dsv3lab.workbook.process import BusyError, Interrupts, counted_interrupts, locked
 from dsv3lab.workbook.progress import Durations, StageLine
-from dsv3lab.workbook.promotion import ChainError, UpstreamError
-from dsv3lab.workbook.record import PhaseRecord, RecordError, StageOutcome, Upstream
+from dsv3lab.workbook.promotion import ChainError, Ground, UpstreamError
+from dsv3lab.workbook.record import PhaseRecord, RecordError, StageOutcome
 from dsv3lab.workbook.summary import (
     EXECUTION_ERROR,
     GATE_FAILED,
@@ -100,8 +100,8 @@ def run_phase(prepared: Prepared, *, part_of_all: bool = False) -> Finished:
     phase, runs = prepared.config.phase.name, runs_dir()
     try:
         with locked(runs / phase / ".lock", what=phase), counted_interrupts() as interrupts:
-            upstream = promotion.upstream(prepared.config, runs)
-            execution = _Execution(prepared=prepared, runs=runs, upstream=upstream, interrupts=interrupts)
+            ground = promotion.ground(prepared.config, runs)
+            execution = _Execution(prepared=prepared, runs=runs, ground=ground, interrupts=interrupts)
             finished = execution.run()
     except BusyError as error:
         return Finished(phase=phase, status=_usage(phase, str(error)), reasons=(str(error),))
@@ -122,7 +122,7 @@ class _Execution:
 
     prepared: Prepared
     runs: Path
-    upstream: Upstream | None
+    ground: Ground
     interrupts: Interrupts
     outcomes: dict[str, StageOutcome] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -136,9 +136,6 @@ class _Execution:
         self.folder = self.runs / self.phase / new_name()
         self.durations = Durations(self.runs, self.config.profile.name)
         self.inputs = read_inputs(self.config.phase.number)
-        needed = {need for name in self.prepared.order for need in self.config.phase.stages[name].needs}
-        others = sorted(need for need in needed if not need.startswith(f"{self.phase}/"))
-        self.external = {need: promotion.find_stage(need, self.config.profile, self.runs) for need in others}
 
     def run(self) -> Finished:
         started, clock_started = utc_now(), time.monotonic()
@@ -175,7 +172,7 @@ class _Execution:
             found = reuse.find(
                 name,
                 config=self.config,
-                upstream=self.upstream,
+                upstream=self.ground.upstream,
                 runs=self.runs,
                 target=self.folder,
                 now=self.inputs,
@@ -189,7 +186,7 @@ class _Execution:
         for need in self.config.phase.stages[name].needs:
             phase, _, short = need.partition("/")
             if phase != self.phase:
-                needs[need] = self.external[need]
+                needs[need] = self.ground.stages[need]
             elif self.outcomes[short].finished:
                 needs[need] = self.folder / short
             else:
@@ -250,7 +247,7 @@ class _Execution:
     def _record(self, started: str) -> tuple[PhaseRecord | None, bool, list[str]]:
         """Report, record and promotion; returns the record, whether it was promoted, and the reasons if not."""
         stages = [self.outcomes[name] for name in self.config.phase.stages if name in self.outcomes]
-        common: dict[str, Any] = {"config": self.config, "stages": stages, "upstream": self.upstream}
+        common: dict[str, Any] = {"config": self.config, "stages": stages, "upstream": self.ground.upstream}
         common |= {
             "started": started,
             "ended": utc_now(),

@@ -1,8 +1,4 @@
-"""Promotions: an append-only chain of records, and the question whether a phase may build on one.
-
-`promotions.jsonl` has one canonical JSON line for each promotion, with the SHA-256 of the line before. The file
-`promotions.head` holds the number of lines and the hash of the last one, so that a cut is seen; each promoted folder
-holds its own line as `promotion.json`, so that a cut of both is seen too. Tamper-evident, not tamper-proof.
+"""Promotions: which records may enter the chain (`chain.py`), and whether a phase may build on one.
 
 Order of writing: line, promotion.json, head. Whatever a crash leaves between them is completed by `recover`.
 """
@@ -20,21 +16,18 @@ from dsv3lab.config import ConfigError, RunConfig, build, canonical, diff, plain
 from dsv3lab.config.disk import flush
 from dsv3lab.config.workbook import ProfileConfig
 from dsv3lab.workbook import record as records
+from dsv3lab.workbook.chain import CHAIN as CHAIN
+from dsv3lab.workbook.chain import HEAD as HEAD
+from dsv3lab.workbook.chain import NAME as NAME
+from dsv3lab.workbook.chain import SCHEMA as SCHEMA
+from dsv3lab.workbook.chain import START as START
+from dsv3lab.workbook.chain import ChainError as ChainError
+from dsv3lab.workbook.chain import Promotion as Promotion
+from dsv3lab.workbook.chain import check_chain as check_chain
+from dsv3lab.workbook.chain import read_chain as read_chain
 from dsv3lab.workbook.files import append_line, compare, read_json, sha256_text, utc_now, write_atomic
-from dsv3lab.workbook.gates import Device
 from dsv3lab.workbook.inputs import changes, environment_changes, read_environment, read_inputs
 from dsv3lab.workbook.record import PhaseRecord, RecordError, Upstream
-
-SCHEMA = 1
-CHAIN = "promotions.jsonl"
-HEAD = "promotions.head"
-NAME = "promotion.json"
-START = "0" * 64
-"""The hash that the first line follows."""
-
-
-class ChainError(ValueError):
-    """A chain of promotions that is not intact; the message names the file and the line."""
 
 
 class UpstreamError(RuntimeError):
@@ -42,29 +35,127 @@ class UpstreamError(RuntimeError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Promotion:
-    """One line of the chain."""
+class Standing:
+    """A record that stands for its phase."""
 
-    schema: int
-    index: int
-    prev_sha256: str
-    phase: str
-    profile: str
-    record: str
-    """Path of `record.json` relative to the runs folder."""
-    record_sha256: str
-    scope: Device
-    created: str
+    folder: Path
+    record: PhaseRecord
+    sha256: str
 
-    @property
-    def line(self) -> str:
-        """Its canonical text."""
-        return canonical(self)
 
-    @property
-    def sha256(self) -> str:
-        """The hash that the next line follows."""
-        return sha256_text(self.line)
+@dataclass(frozen=True, kw_only=True)
+class Ground:
+    """What an execution builds on, from one reading of the chain."""
+
+    upstream: Upstream | None
+    stages: dict[str, Path]
+    """Stage of another phase that is read, e.g. "phase2/train" -> its folder in the record that `upstream` names."""
+
+
+class Newest:
+    """The newest record of each phase with one profile, from one reading of the chain.
+
+    What is promoted between two questions does not mix in. For a profile that does not promote, the newest execution
+    whose stages all finished stands in.
+    """
+
+    def __init__(self, profile: str, *, promotes: bool, runs: Path) -> None:
+        self._profile, self._promotes, self._runs = profile, promotes, runs
+        self._found: dict[int, Standing] = {}
+        try:
+            chain = read_chain(runs) if promotes else []
+        except ChainError as error:
+            raise UpstreamError(str(error)) from None
+        self.promotions = {line.phase: line for line in chain if line.profile == profile}
+        """The newest promotion of each phase; none for a profile that does not promote."""
+
+    def find(self, number: int) -> Standing:
+        """The record of phase `number`, as it was when it was first asked for.
+
+        Raises:
+            UpstreamError: if there is none, or it is not the one that was promoted.
+        """
+        if number not in self._found:
+            phase = f"phase{number}"
+            try:
+                self._found[number] = self._promoted(phase) if self._promotes else self._finished(phase)
+            except RecordError as error:
+                raise UpstreamError(str(error)) from None
+        return self._found[number]
+
+    def stage(self, name: str) -> Path:
+        """The folder of a stage, e.g. "phase2/train".
+
+        Raises:
+            UpstreamError: if the record has no such stage, or it did not finish.
+        """
+        found = self.find(_phase_of(name))
+        phase, _, stage = name.partition("/")
+        if stage not in {outcome.name for outcome in found.record.stages if outcome.finished}:
+            command = _command(phase, self._profile)
+            raise UpstreamError(f"{found.folder}: the record has no finished stage '{stage}'; {command}")
+        return found.folder / stage
+
+    def check(self, number: int, config: RunConfig | None = None) -> Standing:
+        """The record of phase `number` if it may be built on: intact, not stale, and built on the newest itself.
+
+        Args:
+            number: the phase.
+            config: also compare the sections on which all phases must agree with those of this configuration.
+
+        Raises:
+            UpstreamError: with what is wrong and the command to run.
+        """
+        found = self.find(number)
+        record, command = found.record, _command(found.record.phase, self._profile)
+        damaged = compare(found.folder, record.files, leave_out=records.NOT_HASHED)
+        if damaged:
+            path, what = damaged[0]
+            raise UpstreamError(f"{path}: {what} since {record.phase} was recorded ({len(damaged)} in all); {command}")
+        reasons: list[str] = []
+        if config is not None:
+            shared = {name: plain(getattr(config, name)) for name in records.SHARED}
+            reasons = [f"{key} {old!r} -> {new!r}" for key, (old, new) in diff(record.shared, shared).items()]
+        reasons += staleness(record)
+        if reasons:
+            more = f" and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+            raise UpstreamError(f"{record.phase} is stale: {', '.join(reasons[:3])}{more}; {command}")
+        self._check_links(number)
+        return found
+
+    def _check_links(self, number: int) -> None:
+        """Each record below must be the newest of its phase: who built on an older one knows nothing of the newer."""
+        record = self.find(number).record
+        if record.upstream is None:
+            return
+        below = {record.upstream.phase: record.upstream.record_sha256}
+        below |= {name.split("/")[0]: sha256 for name, sha256 in record.upstream.needs.items()}
+        for phase, sha256 in below.items():
+            if self.find(_phase_of(phase)).sha256 != sha256:
+                kind = "promotion" if self._promotes else "execution"
+                command = _command(record.phase, self._profile, again=True)
+                raise UpstreamError(f"{record.phase} was built on an older {kind} of {phase}; {command}")
+            self._check_links(_phase_of(phase))
+
+    def _promoted(self, phase: str) -> Standing:
+        command = _command(phase, self._profile)
+        if phase not in self.promotions:
+            raise UpstreamError(f"{phase} is not promoted with profile '{self._profile}'; {command}")
+        promotion = self.promotions[phase]
+        folder = (self._runs / promotion.record).parent
+        record = records.read(folder)
+        if records.sha256(folder) != promotion.record_sha256:
+            raise UpstreamError(f"{folder / records.NAME}: changed since it was promoted; {command}")
+        return Standing(folder=folder, record=record, sha256=promotion.record_sha256)
+
+    def _finished(self, phase: str) -> Standing:
+        for folder in sorted((self._runs / phase).glob("*"), reverse=True):
+            if (folder / records.NAME).exists():
+                record = records.read(folder)
+                if record.profile == self._profile and all(stage.finished for stage in record.stages):
+                    return Standing(folder=folder, record=record, sha256=records.sha256(folder))
+        command = _command(phase, self._profile)
+        raise UpstreamError(f"{phase} has no finished execution with profile '{self._profile}'; {command}")
 
 
 def decide(record: PhaseRecord) -> tuple[bool, list[str]]:
@@ -114,45 +205,6 @@ def promote(folder: Path, record: PhaseRecord, runs: Path) -> Promotion:
     return promotion
 
 
-def read_chain(runs: Path) -> list[Promotion]:
-    """The promotions, oldest first.
-
-    Raises:
-        ChainError: for the first thing that is wrong with the chain or its head.
-    """
-    promotions, problems = check_chain(runs)
-    if problems:
-        raise ChainError("; ".join(problems[:1]) + "; run `dsv3lab verify` for the whole picture")
-    return promotions
-
-
-def check_chain(runs: Path) -> tuple[list[Promotion], list[str]]:
-    """The readable promotions, and everything that is wrong with the chain and its head (each names the file)."""
-    chain, head = runs / CHAIN, runs / HEAD
-    promotions, problems = _read_lines(chain)
-    if not chain.exists() and not head.exists():
-        return [], []
-    try:
-        expected = read_json(head)
-        count, last = int(expected["count"]), str(expected["sha256"])
-    except (ValueError, KeyError, TypeError) as error:
-        reason = str(error) if str(head) in str(error) else f"{head}: not a head of the chain"
-        return promotions, [*problems, reason]
-    lines = chain.read_text(encoding="utf-8", errors="replace").splitlines() if chain.exists() else []
-    if head.read_text(encoding="utf-8", errors="replace") != canonical(expected) + "\n":
-        problems.append(f"{head}: not in the form it was written in")
-    if len(lines) < count:
-        problems.append(f"{chain}: has {len(lines)} lines, {head.name} says {count}: promotions were cut from its end")
-        problems.append(f"{head}: says {count} promotions, {chain.name} has {len(lines)}")
-    elif len(lines) > count:
-        problems.append(f"{chain}: has {len(lines)} lines, {head.name} says {count}: interrupted, or added by hand")
-        problems.append(f"{head}: says {count} promotions, {chain.name} has {len(lines)}")
-    elif (sha256_text(lines[-1]) if lines else START) != last:
-        problems.append(f"{chain}: the last line is not the one that {head.name} names")
-        problems.append(f"{head}: does not name the last line of {chain.name}")
-    return promotions, problems
-
-
 def recover(runs: Path) -> list[str]:
     """Complete or take back a promotion that a crash interrupted; returns what was done, one line each."""
     if not (runs / CHAIN).exists():
@@ -162,7 +214,12 @@ def recover(runs: Path) -> list[str]:
 
 
 def upstream(config: RunConfig, runs: Path) -> Upstream | None:
-    """The record that the phase of `config` builds on, checked: promoted, intact, and not stale. `None` for phase 1.
+    """The record that the phase of `config` builds on (see `ground`); `None` for phase 1."""
+    return ground(config, runs).upstream
+
+
+def ground(config: RunConfig, runs: Path) -> Ground:
+    """What the phase of `config` builds on, checked: promoted, intact, not stale, and itself built on the newest.
 
     For a profile that does not promote it is the newest execution of the same profile whose stages all finished.
 
@@ -170,18 +227,23 @@ def upstream(config: RunConfig, runs: Path) -> Upstream | None:
         UpstreamError: with the phase, what is wrong and the command to run.
     """
     if config.phase.requires_phase is None:
-        return None
+        return Ground(upstream=None, stages={})
     recover(runs)
     needs = {name: _phase_of(name) for stage in config.phase.stages.values() for name in stage.needs}
-    required = {config.phase.requires_phase, *(n for n in needs.values() if n != config.phase.number)}
-    found = {number: _checked(number, config, runs) for number in sorted(required)}
-    folder, record = found[config.phase.requires_phase]
-    return Upstream(
-        phase=record.phase,
-        record=records.locate(record, folder, runs),
-        record_sha256=records.sha256(folder),
-        promoted=config.profile.promotes,
-        needs={name: records.sha256(found[number][0]) for name, number in needs.items() if number in found},
+    needs = {name: number for name, number in needs.items() if number != config.phase.number}
+    newest = Newest(config.profile.name, promotes=config.profile.promotes, runs=runs)
+    for number in sorted({config.phase.requires_phase, *needs.values()}):
+        newest.check(number, config)
+    above = newest.find(config.phase.requires_phase)
+    return Ground(
+        upstream=Upstream(
+            phase=above.record.phase,
+            record=records.locate(above.record, above.folder, runs),
+            record_sha256=above.sha256,
+            promoted=config.profile.promotes,
+            needs={name: newest.find(number).sha256 for name, number in needs.items()},
+        ),
+        stages={name: newest.stage(name) for name in needs},
     )
 
 
@@ -191,12 +253,7 @@ def find_stage(name: str, profile: ProfileConfig, runs: Path) -> Path:
     Raises:
         UpstreamError: if there is none.
     """
-    number = _phase_of(name)
-    phase, _, stage = name.partition("/")
-    folder, record = _newest(number, profile, runs)
-    if stage not in {outcome.name for outcome in record.stages if outcome.finished}:
-        raise UpstreamError(f"{folder}: the record has no finished stage '{stage}'; {_command(phase, profile)}")
-    return folder / stage
+    return Newest(profile.name, promotes=profile.promotes, runs=runs).stage(name)
 
 
 def staleness(record: PhaseRecord) -> list[str]:
@@ -211,51 +268,9 @@ def record_as_read(record: PhaseRecord) -> PhaseRecord:
     return build(PhaseRecord, json.loads(canonical(record)))
 
 
-def _checked(number: int, config: RunConfig, runs: Path) -> tuple[Path, PhaseRecord]:
-    folder, record = _newest(number, config.profile, runs)
-    command = _command(record.phase, config.profile)
-    damaged = compare(folder, record.files, leave_out=records.NOT_HASHED)
-    if damaged:
-        path, what = damaged[0]
-        raise UpstreamError(f"{path}: {what} since {record.phase} was recorded ({len(damaged)} in all); {command}")
-    shared = {name: plain(getattr(config, name)) for name in records.SHARED}
-    reasons = [f"{key} {old!r} -> {new!r}" for key, (old, new) in diff(record.shared, shared).items()]
-    reasons += staleness(record)
-    if reasons:
-        more = f" and {len(reasons) - 3} more" if len(reasons) > 3 else ""
-        raise UpstreamError(f"{record.phase} is stale: {', '.join(reasons[:3])}{more}; {command}")
-    return folder, record
-
-
-def _newest(number: int, profile: ProfileConfig, runs: Path) -> tuple[Path, PhaseRecord]:
-    phase = f"phase{number}"
-    try:
-        if profile.promotes:
-            mine = [p for p in read_chain(runs) if p.phase == phase and p.profile == profile.name]
-            if not mine:
-                raise UpstreamError(
-                    f"{phase} is not promoted with profile '{profile.name}'; {_command(phase, profile)}"
-                )
-            folder = (runs / mine[-1].record).parent
-            record = records.read(folder)
-            if records.sha256(folder) != mine[-1].record_sha256:
-                raise UpstreamError(
-                    f"{folder / records.NAME}: changed since it was promoted; {_command(phase, profile)}"
-                )
-            return folder, record
-        for folder in sorted((runs / phase).glob("*"), reverse=True):
-            if (folder / records.NAME).exists():
-                record = records.read(folder)
-                if record.profile == profile.name and all(stage.finished for stage in record.stages):
-                    return folder, record
-    except (ChainError, RecordError) as error:
-        raise UpstreamError(str(error)) from None
-    raise UpstreamError(f"{phase} has no finished execution with profile '{profile.name}'; {_command(phase, profile)}")
-
-
-def _command(phase: str, profile: ProfileConfig) -> str:
-    option = "" if profile.name == "default" else f" profile={profile.name}"
-    return f"run `python pipelines/{phase}.py{option}` with the same overrides"
+def _command(phase: str, profile: str, *, again: bool = False) -> str:
+    option = "" if profile == "default" else f" profile={profile}"
+    return f"run `python pipelines/{phase}.py{option}` {'again ' if again else ''}with the same overrides"
 
 
 def _phase_of(name: str) -> int:
@@ -263,29 +278,6 @@ def _phase_of(name: str) -> int:
     if not (phase.startswith("phase") and phase[5:].isdigit()):
         raise ConfigError(f"'{name}' does not name a stage as phaseN/stage")
     return int(phase[5:])
-
-
-def _read_lines(chain: Path) -> tuple[list[Promotion], list[str]]:
-    promotions: list[Promotion] = []
-    problems: list[str] = []
-    if not chain.exists():
-        return promotions, problems
-    data = chain.read_bytes()
-    if data and not data.endswith(b"\n"):
-        problems.append(f"{chain}: the last line is torn: an interrupted promotion, or a cut")
-    previous = START
-    for number, line in enumerate(data.decode("utf-8", errors="replace").splitlines(), start=1):
-        try:
-            promotion = build(Promotion, json.loads(line))
-            if promotion.line != line:
-                problems.append(f"{chain}: line {number} is not in the form it was written in")
-            if promotion.prev_sha256 != previous or promotion.index != number - 1:
-                problems.append(f"{chain}: line {number} does not follow the line before it")
-            promotions.append(promotion)
-        except ValueError as error:
-            problems.append(f"{chain}: line {number} is not a promotion ({error})")
-        previous = sha256_text(line)
-    return promotions, problems
 
 
 def _recover(runs: Path) -> list[str]:

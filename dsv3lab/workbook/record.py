@@ -19,7 +19,7 @@ from dsv3lab.workbook.inputs import Environment, Git, Inputs, changes, read_envi
 SCHEMA = 1
 NAME = "record.json"
 NOT_HASHED = frozenset({NAME, "promotion.json", "tracking.json"})
-SHARED = ("model", "data", "train", "precision")
+SHARED = ("model", "data", "train", "eval", "precision")
 """The sections of the configuration on which all phases must agree."""
 
 StageStatus = Literal[

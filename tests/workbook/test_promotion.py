@@ -1,13 +1,15 @@
 """The chain of promotions: what may enter, what a crash leaves, and what a phase may build on."""
 
 import dataclasses
+import itertools
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from dsv3lab.config import ConfigError
+from dsv3lab.config import ConfigError, RunConfig
 from dsv3lab.workbook import inputs, promotion, record
 from dsv3lab.workbook.promotion import UpstreamError
 from tests.workbook import samples
@@ -145,6 +147,63 @@ def test_another_configuration_makes_stale_and_is_named(runs: Path) -> None:
         promotion.upstream(other, runs)
     unrelated, _ = samples.configuration(3, "tracking.enabled=false", "profile.generate_tokens=3")
     assert promotion.upstream(unrelated, runs) is not None
+
+
+def test_other_measuring_makes_stale_too(runs: Path) -> None:
+    samples.two_phases(runs)
+    other, _ = samples.configuration(3, "eval.max_bytes_per_domain=1234")
+    with pytest.raises(UpstreamError, match=r"phase2 is stale: eval\.max_bytes_per_domain \d+ -> 1234"):
+        promotion.upstream(other, runs)
+
+
+@pytest.mark.parametrize("profile", ["default", "ci"])
+def test_who_built_on_an_older_promotion_is_stale(runs: Path, monkeypatch: pytest.MonkeyPatch, profile: str) -> None:
+    numbers = itertools.count(1)
+    monkeypatch.setattr(samples.files, "new_name", lambda: f"run-{next(numbers):04}")  # names sort by seconds only
+    configurations = [samples.configuration(number, f"profile={profile}") for number in (1, 2, 3, 4)]
+    (first, second, third, (fourth, _)) = configurations
+    promote = profile == "default"
+
+    def execute(of: tuple[RunConfig, dict[str, Any]]) -> None:
+        samples.execution(runs, *of, upstream=promotion.upstream(of[0], runs), promote=promote)
+
+    for one in (first, second, third):
+        execute(one)
+    assert promotion.upstream(fourth, runs) is not None
+    kind = "promotion" if promote else "execution"
+    execute(second)
+    with pytest.raises(
+        UpstreamError, match=rf"phase3 was built on an older {kind} of phase2; run .*phase3\.py.* again"
+    ):
+        promotion.upstream(fourth, runs)
+    execute(third)
+    assert promotion.upstream(fourth, runs) is not None
+    execute(first)
+    with pytest.raises(
+        UpstreamError, match=rf"phase2 was built on an older {kind} of phase1; run .*phase2\.py.* again"
+    ):
+        promotion.upstream(fourth, runs)
+
+
+def test_what_a_phase_builds_on_comes_from_one_reading(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples.two_phases(runs)
+    third, fourth = samples.configuration(3), samples.configuration(4)[0]
+    samples.execution(runs, *third, upstream=promotion.upstream(third[0], runs))
+    read = promotion.read_chain
+
+    def overtaken(folder: Path) -> list[promotion.Promotion]:
+        chain = read(folder)
+        monkeypatch.setattr(promotion, "read_chain", read)
+        samples.execution(
+            runs, *samples.configuration(2), upstream=promotion.upstream(samples.configuration(2)[0], runs)
+        )
+        return chain
+
+    monkeypatch.setattr(promotion, "read_chain", overtaken)
+    ground = promotion.ground(fourth, runs)
+    assert ground.upstream is not None and len(read(runs)) == 4
+    assert ground.upstream.needs == {"phase2/train": record.sha256(ground.stages["phase2/train"].parent)}
+    assert ground.stages["phase2/train"].parent.name == Path(read(runs)[1].record).parent.name
 
 
 def test_changed_code_makes_stale_and_is_named(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
