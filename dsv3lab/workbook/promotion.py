@@ -164,6 +164,12 @@ def decide(record: PhaseRecord) -> tuple[bool, list[str]]:
     for change in record.drift:
         reasons.append(f"{change} while the phase ran: run it again")
     reasons += [f"{difference}: promoted records are judged by what is committed" for difference in record.overridden]
+    above, scope = record.upstream, record.scope
+    if above is not None and "unknown" != scope.platform != above.scope.platform:
+        reasons.append(
+            f"ran on {scope.count} x {scope.kind}, but {above.phase} stands for {above.scope.count} x {above.scope.kind} "
+            f"and opens later phases on its own kind of device only: run {above.phase} on {scope.kind} first"
+        )
     if not record.stages:
         reasons.append("the record has no stage")
     if not record.promotes:
@@ -242,6 +248,7 @@ def ground(config: RunConfig, runs: Path) -> Ground:
             record_sha256=above.sha256,
             promoted=config.profile.promotes,
             needs={name: newest.find(number).sha256 for name, number in needs.items()},
+            scope=above.record.scope,
         ),
         stages={name: newest.stage(name) for name in needs},
     )

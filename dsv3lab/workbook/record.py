@@ -66,6 +66,8 @@ class Upstream:
     """Whether it stands in the chain of promotions (profiles that do not promote build on finished executions)."""
     needs: dict[str, str]
     """Stage of another phase that is read -> SHA-256 of the record it belongs to."""
+    scope: Device = Device()
+    """What it was promoted for: it opens the phases after it on this kind of device."""
 
 
 @dataclass(frozen=True, kw_only=True)

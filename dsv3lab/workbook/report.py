@@ -118,9 +118,12 @@ def _head(record: PhaseRecord) -> str:
     good, reasons = decide(record)
     word = "Passed: may be promoted" if good else "Not promoted"
     if not good and record.passed:
-        word = f"Passed; profile '{record.profile}' is never promoted"
+        word = (
+            "Passed, but not promoted" if record.promotes else f"Passed; profile '{record.profile}' is never promoted"
+        )
     kind = "pass" if record.passed else "fail"
-    why = "" if record.passed else "<ul>" + "".join(f"<li>{_e(reason)}</li>" for reason in reasons) + "</ul>"
+    told = not good and (record.promotes or not record.passed)
+    why = "" if not told else "<ul>" + "".join(f"<li>{_e(reason)}</li>" for reason in reasons) + "</ul>"
     times = f"{record.started[:19].replace('T', ' ')} – {record.ended[11:19]} UTC"
     scope = f"{record.scope.count} × {record.scope.kind}"
     return (

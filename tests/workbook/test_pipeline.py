@@ -280,6 +280,20 @@ def test_all_four_phases_end_in_one_table(tmp_path: Path, runs: Path, child: typ
     assert verify.verify(runs).problems == []
 
 
+def test_another_kind_of_device_than_upstream_is_1(
+    tmp_path: Path, runs: Path, child: type[InProcess], capsys: Any
+) -> None:
+    conf = four_phases(tmp_path)
+    child.acts = {"phase1/only": lambda stage: (good(stage), stage.device("NVIDIA H100", 8))[0]}
+    assert pipeline.main(["phase1"], conf=conf) == 0
+    assert pipeline.main(["phase2"], conf=conf) == 1
+    said = "ran on 1 x cpu, but phase1 stands for 8 x NVIDIA H100"
+    assert f"not promoted: {said}" in capsys.readouterr().out
+    assert [line.phase for line in promotion.read_chain(runs)] == ["phase1"]
+    page = (lab.the_run(runs, "phase2") / "report.html").read_text()
+    assert "Passed, but not promoted" in page and said in page
+
+
 def test_all_stops_at_the_first_phase_that_fails(
     tmp_path: Path, runs: Path, child: type[InProcess], capsys: Any
 ) -> None:

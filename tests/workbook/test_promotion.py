@@ -11,6 +11,7 @@ import pytest
 
 from dsv3lab.config import ConfigError, RunConfig
 from dsv3lab.workbook import inputs, promotion, record
+from dsv3lab.workbook.gates import Device
 from dsv3lab.workbook.promotion import UpstreamError
 from tests.workbook import samples
 
@@ -48,6 +49,25 @@ def test_a_failed_gate_is_a_reason(runs: Path) -> None:
     (folder / record.NAME).write_text("{}")
     with pytest.raises(record.RecordError):
         promotion.promote(folder, written, runs)
+
+
+def test_a_promotion_opens_later_phases_on_its_own_kind_of_device_only(runs: Path) -> None:
+    samples.execution(runs, *samples.configuration(1))
+    config, resolved = samples.configuration(2)
+    above = promotion.upstream(config, runs)
+    assert above is not None and above.scope == samples.CPU
+    _, written = samples.execution(runs, config, resolved, upstream=above, promote=False)
+    fewer = dataclasses.replace(above, scope=Device(kind="cpu", count=1))
+    assert promotion.decide(dataclasses.replace(written, upstream=fewer)) == (True, [])
+    for elsewhere in (Device(kind="NVIDIA H100", count=8), Device()):
+        other = dataclasses.replace(written, upstream=dataclasses.replace(above, scope=elsewhere))
+        allowed, (reason,) = promotion.decide(other)
+        assert not allowed and f"ran on 8 x cpu, but phase1 stands for {elsewhere.count} x {elsewhere.kind}" in reason
+    on_gpu = dataclasses.replace(written, scope=Device(kind="NVIDIA H100", count=1))
+    assert "run phase1 on NVIDIA H100 first" in promotion.decide(on_gpu)[1][0]
+    assert promotion.decide(dataclasses.replace(on_gpu, upstream=fewer))[0] is False
+    same = dataclasses.replace(fewer, scope=Device(kind="NVIDIA A100", count=8))
+    assert promotion.decide(dataclasses.replace(on_gpu, upstream=same)) == (True, [])
 
 
 def test_code_that_changes_while_a_phase_runs_is_a_reason(runs: Path) -> None:
