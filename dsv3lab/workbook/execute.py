@@ -1,4 +1,4 @@
-"""Runs one notebook with papermill: `python -m dsv3lab.workbook.execute <stage folder> <notebook>`.
+"""Runs one notebook with papermill: `python -m dsv3lab.workbook.execute <stage folder> <notebook> [<pipeline pid>]`.
 
 A process of its own, started by the pipeline as the leader of its own process group, so that the pipeline stays light
 and can kill everything below. It writes `executed.ipynb`, `executed.html`, `log.txt` and `result.json` into the stage's
@@ -57,15 +57,15 @@ class _Signals:
 def main(argv: list[str] | None = None) -> int:
     """Execute a notebook in a stage's folder; the exit status is 0 if its `result.json` says `ok`, else 1."""
     arguments = sys.argv[1:] if argv is None else argv
-    if len(arguments) != 2:
-        print("usage: python -m dsv3lab.workbook.execute <stage folder> <notebook>", file=sys.stderr)
+    if len(arguments) not in (2, 3) or not all(word.isdecimal() for word in arguments[2:]):
+        print("usage: python -m dsv3lab.workbook.execute <stage folder> <notebook> [<pipeline pid>]", file=sys.stderr)
         return 2
     for name in _NEVER_USED:
         sys.modules[name] = None  # type: ignore[assignment]
-    folder, notebook = (Path(argument).resolve() for argument in arguments)
+    folder, notebook = (Path(argument).resolve() for argument in arguments[:2])
     signals = _Signals()
     signal.signal(signal.SIGTERM, signals)
-    _die_with_parent()
+    _die_with_parent(int(arguments[2]) if len(arguments) == 3 else os.getppid())
     threading.Thread(target=_preload, name="preload", daemon=True).start()
     started = time.monotonic()
     try:
@@ -318,9 +318,11 @@ def tail(path: Path, count: int) -> list[str]:
         return []
 
 
-def _die_with_parent() -> None:
-    """End this process and its kernel when the pipeline is gone, even by SIGKILL."""
-    parent = os.getppid()
+def _die_with_parent(parent: int) -> None:
+    """End this process and its kernel when the process `parent` is gone, even by SIGKILL.
+
+    The pipeline names itself: it may have died while this process was still importing, which another has adopted then.
+    """
 
     def watch() -> None:
         while os.getppid() == parent:

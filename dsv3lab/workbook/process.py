@@ -38,7 +38,7 @@ class Child:
     """One running `python -m dsv3lab.workbook.execute`, in a session of its own."""
 
     def __init__(self, folder: Path, notebook: Path, *, runs: Path, stage: str) -> None:
-        command = [sys.executable, "-m", "dsv3lab.workbook.execute", str(folder), str(notebook)]
+        command = [sys.executable, "-m", "dsv3lab.workbook.execute", str(folder), str(notebook), str(os.getpid())]
         with open(folder / "log.txt", "ab") as log:
             self._process = subprocess.Popen(
                 command,

@@ -220,3 +220,18 @@ def test_formulas_that_mathtext_lacks_stay_readable() -> None:
     assert formula(r"\underbrace{\frac{a").startswith("<span")  # never closed
     for known in (r"a \le \tfrac{1}{2} \bigl( x \bigr)", r"\mathbf W \tag{3}", r"\{x \mid x \ne 0\}"):
         assert formula(known).startswith("<img")
+
+
+def test_a_pipeline_that_died_before_the_executor_watched_ends_it(folder: Path) -> None:
+    notebook = lab.write_notebook(folder.parent / "notebook.ipynb", ["import time; time.sleep(60)"])
+    ended = subprocess.Popen([sys.executable, "-c", ""])  # stands for the pipeline: this process has been its child
+    ended.wait()
+    command = [sys.executable, "-m", "dsv3lab.workbook.execute", str(folder), str(notebook), str(ended.pid)]
+    assert subprocess.run(command, timeout=30).returncode == 1
+    assert not (folder / "result.json").exists() and not (folder / "executed.ipynb").exists()
+
+
+@pytest.mark.parametrize("words", [[], ["a"], ["a", "b", "c"], ["a", "b", "1", "2"]])
+def test_the_executor_refuses_other_arguments(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert execute.main(words) == 2
+    assert "<pipeline pid>" in capsys.readouterr().err
