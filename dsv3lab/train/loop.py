@@ -183,8 +183,9 @@ class _Run:
         self._replay()
         if self.resumed_from:
             self.progress(f"continuing from the checkpoint of step {self.resumed_from}/{self.total}")
-        if self.done < end:
+        if self.done < end and not self.stop.is_set():
             self._prepare()
+        if self.done < end and not self.stop.is_set():  # a signal during the compilation is seen only after it
             with ThreadPoolExecutor(1, thread_name_prefix="batches") as ahead:
                 self._steps(end, ahead)
         folder = self._save()

@@ -18,7 +18,7 @@ import yaml
 from dsv3lab import train
 from dsv3lab.config import ConfigError, plain
 from dsv3lab.train import __main__ as command
-from dsv3lab.train import loop, reports
+from dsv3lab.train import checkpoint, loop, reports
 from tests import builders
 
 pytestmark = pytest.mark.limit(120)  # the first test compiles the step; the others find it compiled
@@ -52,10 +52,11 @@ class Recorder:
 
 
 class Untouched(builders.FakeDataset):
-    """A dataset of which no batch may be drawn."""
+    """A dataset of which no training batch may be drawn."""
 
     def batch_at(self, step: int, *, batch_size: int) -> np.ndarray:
-        raise AssertionError(f"batch {step} was drawn")
+        assert step >= STEPS, f"batch {step} was drawn"
+        return super().batch_at(step, batch_size=batch_size)
 
 
 def sends(number: signal.Signals, *, at: int) -> Callable[[int], None]:
@@ -232,6 +233,28 @@ def test_a_signal_saves_and_the_run_goes_on_to_the_same_bits(
         fit(tmp_path, Recorder([], sends(number, at=3)), stop_on=(number,))
     assert signal.getsignal(number) is before
     assert_same(fit(tmp_path).state, whole[0].state)
+
+
+@pytest.mark.parametrize("moment", ["restoring", "compiling"])
+def test_a_signal_before_the_first_step_ends_without_a_step(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = []
+    original = loop._programs
+
+    def programs(*arguments: Any, **options: Any) -> Any:
+        compiled.append(moment)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(loop, "_programs", programs)
+    if moment == "restoring":
+        monkeypatch.setattr(checkpoint, "clean", lambda directory: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(train.Preempted, match="after step 0/6"):
+        fit(tmp_path, dataset=Untouched())
+    assert compiled == ([] if moment == "restoring" else ["compiling"]) and checkpoint.steps(tmp_path) == [0]
+    monkeypatch.undo()
+    assert fit(tmp_path, stop_after=1).last[loop.NONFINITE] == 0
 
 
 def test_in_a_notebook_an_interrupt_stays_an_interrupt(tmp_path: Path) -> None:
