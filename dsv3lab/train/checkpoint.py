@@ -10,7 +10,6 @@ flushed to the disk and renamed: it exists whole or not at all. What a killed pr
                                  optimizer/      Orbax: moments and counts, by name (absent in an export)
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -21,7 +20,7 @@ from typing import Any, TypeVar
 import jax
 import orbax.checkpoint as ocp
 
-from dsv3lab.config import ConfigError, ModelConfig, canonical, diff, plain
+from dsv3lab.config import ConfigError, ModelConfig, canonical, diff, digest, plain
 from dsv3lab.config.disk import flush, sha256_file
 from dsv3lab.model import DeepSeek, abstract
 from dsv3lab.train.step import TrainState
@@ -141,7 +140,7 @@ def verify(folder: Path) -> str:
     """
     manifest = _read_json(folder / MANIFEST)
     files = manifest.get("files")
-    if not isinstance(files, dict) or manifest.get("digest") != _digest(files):
+    if not isinstance(files, dict) or manifest.get("digest") != digest(files):
         raise CheckpointError(f"{folder / MANIFEST}: damaged (its digest does not match its list of files)")
     present = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
     for name in sorted(files.keys() | present.keys() - {MANIFEST}):
@@ -168,7 +167,7 @@ def _write(target: Path, trees: Mapping[str, Any], *, step: int, identity: Mappi
     meta = {"schema": 1, "step": step, "identity": plain(identity), "versions": versions, "device": device}
     (temporary / META).write_text(canonical(meta) + "\n")
     files = {path.relative_to(temporary).as_posix(): sha256_file(path) for path in _files(temporary)}
-    (temporary / MANIFEST).write_text(canonical({"files": files, "digest": _digest(files)}) + "\n")
+    (temporary / MANIFEST).write_text(canonical({"files": files, "digest": digest(files)}) + "\n")
     for path in (*_files(temporary), *(p for p in temporary.rglob("*") if p.is_dir()), temporary):
         flush(path)
     if target.exists():  # an export that is made anew; checkpoints are never overwritten
@@ -219,10 +218,6 @@ def _way_on(directory: Path, found: list[int]) -> str:
 
 def _files(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.rglob("*")) if path.is_file())
-
-
-def _digest(files: Mapping[str, str]) -> str:
-    return hashlib.sha256(canonical(files).encode()).hexdigest()
 
 
 def _read_json(path: Path) -> Any:
