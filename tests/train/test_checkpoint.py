@@ -81,7 +81,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000002"]
 
 
-@pytest.mark.parametrize("moment", ["StandardSave", "_digest", "flush", "replace", "rmtree"])
+@pytest.mark.parametrize("moment", ["StandardSave", "digest", "flush", "replace", "rmtree"])
 def test_a_save_that_breaks_off_leaves_the_last_whole_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
