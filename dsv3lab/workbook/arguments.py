@@ -22,7 +22,7 @@ HELP = """usage: python pipelines/{name}.py [--plan] [--only STAGE] [--from STAG
 example: python pipelines/{name}.py {example}
 
 exit status: 0 promoted, 1 a gate failed, 2 usage or configuration, 3 execution error, 4 an upstream phase is not
-promoted, 75 preempted: saved, run again"""
+promoted, 75 preempted: run again, and what was saved is used"""
 
 
 @dataclass(frozen=True, kw_only=True)

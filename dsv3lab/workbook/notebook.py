@@ -2,8 +2,6 @@
 
 import json
 import secrets
-import shlex
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -74,7 +72,7 @@ def run(
 def supervise(
     child: Child, *, limit_s: float, line: StageLine, interrupts: Interrupts, tick: Callable[[], None]
 ) -> str:
-    """Wait for the child within its limit; returns "ended", "timeout" or "killed" (by a second signal).
+    """Wait for the child within its limit; returns "ended", "timeout", "killed" (by a second signal) or "late" (to save).
 
     At the limit the kernel is killed first: the executor then still writes where the notebook stood.
     """
@@ -95,9 +93,16 @@ def supervise(
             asked = now
             line.say(f"{interrupts.name}: asked the notebook to save and end; a second signal kills it")
             child.ask_to_save()
-        if asked is not None and (interrupts.count > 1 or now - asked > SAVE_GRACE_S):
+        if asked is not None and interrupts.count > 1:
             return "killed"
+        if asked is not None and now - asked > SAVE_GRACE_S:
+            return "late"
     return "ended" if limit_reached is None else "timeout"
+
+
+def saved(outcome: StageOutcome) -> bool:
+    """Whether a preempted stage said that it had saved; one that was killed, or knows no signal, says nothing."""
+    return outcome.status == "preempted" and outcome.error.partition(":")[0] == "Preempted"
 
 
 def failure_text(folder: Path, *, command: str) -> str:
@@ -129,8 +134,10 @@ def _status(folder: Path, how: str, exit_status: int, *, interrupted: bool, limi
     sentence = f"{name}: {value}" if value else str(name)
     if how == "timeout" and status != "ok":
         return "timeout", f"not done within its limit of {limit_s:g} s (limit_s in conf/phase)"
-    if how == "killed":
-        return "preempted", "killed by a second signal while saving"
+    if how == "killed" and status != "preempted":
+        return "preempted", "killed by a second signal before it had saved"
+    if how == "late" and status != "preempted":
+        return "preempted", f"killed, since it had not saved within {SAVE_GRACE_S:g} s"
     if status is None:
         if interrupted:
             return "preempted", "ended by a signal before the notebook started"
@@ -177,14 +184,3 @@ def _result(folder: Path) -> dict[str, Any]:
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def python_command(phase: str, stage: str, overrides: Sequence[str]) -> str:
-    """The command that runs one stage of a phase again."""
-    return f"{python()} {shlex.join([f'pipelines/{phase}.py', '--only', stage, *overrides])}"
-
-
-def python() -> str:
-    """This interpreter as one would type it in the checkout."""
-    path = Path(sys.executable)
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else "python"

@@ -4,7 +4,8 @@ The process never imports JAX (on a GPU it would hold the memory that the notebo
 child, and MLflow is imported in a thread after the first stage has started.
 
 Exit status: 0 promoted (or, for a profile that never promotes, everything passed), 1 a gate failed, 2 usage or
-configuration, 3 execution error, 4 an upstream phase is not promoted, 75 preempted: saved, run again.
+configuration, 3 execution error, 4 an upstream phase is not promoted, 75 preempted: run again, and what was saved is
+used.
 """
 
 import io
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dsv3lab.config import CONF, ConfigError, nearest, runs_dir
-from dsv3lab.workbook import notebook, promotion, report, reuse, verdict
+from dsv3lab.workbook import commands, notebook, promotion, report, reuse, selection, verdict
 from dsv3lab.workbook import record as records
 from dsv3lab.workbook.arguments import HELP, PHASES, Arguments, Prepared, parse, prepare
 from dsv3lab.workbook.compose import dump
@@ -103,7 +104,7 @@ def run_phase(prepared: Prepared, *, part_of_all: bool = False) -> Finished:
             ground = promotion.ground(prepared.config, runs)
             execution = _Execution(prepared=prepared, runs=runs, ground=ground, interrupts=interrupts)
             finished = execution.run()
-    except BusyError as error:
+    except (BusyError, ConfigError) as error:
         return Finished(phase=phase, status=_usage(phase, str(error)), reasons=(str(error),))
     except UpstreamError as error:
         print(f"{phase}: not started: {error}", file=sys.stderr)
@@ -136,6 +137,8 @@ class _Execution:
         self.folder = self.runs / self.phase / new_name()
         self.durations = Durations(self.runs, self.config.profile.name)
         self.inputs = read_inputs(self.config.phase.number)
+        upstream = self.ground.upstream
+        self.reusable = selection.reusable(self.prepared, upstream=upstream, runs=self.runs, now=self.inputs)
 
     def run(self) -> Finished:
         started, clock_started = utc_now(), time.monotonic()
@@ -168,17 +171,8 @@ class _Execution:
         """One stage: reused, left out or executed."""
         if self.interrupts.count:
             return self._left_out(name, f"interrupted by {self.interrupts.name}")
-        if name not in self.prepared.chosen:
-            found = reuse.find(
-                name,
-                config=self.config,
-                upstream=self.ground.upstream,
-                runs=self.runs,
-                target=self.folder,
-                now=self.inputs,
-            )
-            if isinstance(found, str):
-                return self._left_out(name, f"not asked for, and cannot be reused: {found}")
+        if name in self.reusable:
+            found = self.reusable[name]
             outcome = reuse.take(found, self.folder, config=self.config, waivers=self.prepared.waivers)
             self._say(name, "reused", f"reused from {found.folder.name}; {verdict.count(outcome.results)}")
             return outcome
@@ -213,7 +207,7 @@ class _Execution:
             line.end("ok" if passes(outcome) else "gates", verdict.count(outcome.results))
         else:
             line.end(outcome.status, f"{outcome.status.replace('_', ' ')}: {outcome.error}")
-            command = notebook.python_command(self.phase, name, self.prepared.arguments.overrides)
+            command = commands.rerun(self.config.phase, name, self.prepared.arguments.overrides)
             print(notebook.failure_text(folder, command=command))
         if self.tracker:
             self.tracker.stage_ended(outcome)

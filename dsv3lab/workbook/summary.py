@@ -1,6 +1,5 @@
 """What a pipeline prints at its end: the verdict table, where to look, and what to run next."""
 
-import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dsv3lab.config import ROOT
-from dsv3lab.workbook import notebook, report, verdict
+from dsv3lab.workbook import commands, notebook, report, verdict
 from dsv3lab.workbook import record as records
 from dsv3lab.workbook.arguments import PHASES, Prepared
 from dsv3lab.workbook.progress import clock
@@ -73,7 +72,7 @@ def _headline(prepared: Prepared, finished: Finished) -> str:
         USAGE: "not started",
         EXECUTION_ERROR: "not promoted, a stage failed",
         UPSTREAM_MISSING: "not started: an upstream phase is not promoted",
-        PREEMPTED: "preempted: saved, run it again",
+        PREEMPTED: _preempted(record),
         PROMOTED: f"passed; profile '{prepared.config.profile.name}' is never promoted",
     }[finished.status]
     if finished.promoted and record:
@@ -81,6 +80,15 @@ def _headline(prepared: Prepared, finished: Finished) -> str:
     took = f" · {clock(finished.seconds)}" if finished.folder else ""
     gates = f" · {verdict.count(record.results)}" if record else ""
     return f"{finished.phase}: {meaning}{took}{gates}"
+
+
+def _preempted(record: PhaseRecord | None) -> str:
+    """What became of the stage that a signal met."""
+    stopped = [stage for stage in record.stages if stage.status == "preempted"] if record else []
+    if not stopped:
+        return "preempted between two stages: run it again"
+    lost = [stage.name for stage in stopped if not notebook.saved(stage)]
+    return f"preempted: {lost[0]} ended before it had saved, run it again" if lost else "preempted: saved, run it again"
 
 
 def _print_places(finished: Sequence[Finished]) -> None:
@@ -93,24 +101,21 @@ def _print_places(finished: Sequence[Finished]) -> None:
 def _next_command(prepared: Prepared, finished: Finished, *, part_of_all: bool = False) -> str:
     """What to run now."""
     name, number = finished.phase, PHASES.index(finished.phase)
-    suffix = _suffix(prepared.arguments.overrides)
+    overrides = prepared.arguments.overrides
     # Another phase has other stages and gates, and would refuse what was said of this one's.
-    elsewhere = _suffix([o for o in prepared.arguments.overrides if not o.lstrip("+~").startswith("phase.")])
+    elsewhere = [override for override in overrides if not override.lstrip("+~").startswith("phase.")]
     if finished.status == PROMOTED:
         if number + 1 < len(PHASES):
-            return f"{notebook.python()} pipelines/{PHASES[number + 1]}.py{elsewhere}"
-        return "dsv3lab verify"
+            return commands.pipeline(PHASES[number + 1], *elsewhere)
+        return commands.verb("verify")
     if finished.status == UPSTREAM_MISSING:
-        return f"{notebook.python()} pipelines/{PHASES[number - 1]}.py{elsewhere}"
+        return commands.pipeline(PHASES[number - 1], *elsewhere)
     if part_of_all:
-        return f"{notebook.python()} pipelines/all.py --from {name}{suffix}"
+        return commands.pipeline("all", "--from", name, *overrides)
     failed = [o.name for o in finished.record.stages if not o.finished or not passes(o)] if finished.record else []
-    option = f" --only {failed[0]}" if len(failed) == 1 and finished.status != PREEMPTED else ""
-    return f"{notebook.python()} pipelines/{name}.py{option}{suffix}"
-
-
-def _suffix(overrides: Sequence[str]) -> str:
-    return f" {shlex.join(overrides)}" if overrides else ""
+    if len(failed) == 1 and finished.status != PREEMPTED:
+        return commands.rerun(prepared.config.phase, failed[0], overrides)
+    return commands.pipeline(name, *overrides)
 
 
 def _terminal() -> dict[str, Any]:

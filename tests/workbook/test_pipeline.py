@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import re
 import signal
 import subprocess
@@ -15,7 +14,7 @@ import psutil
 import pytest
 
 from dsv3lab.config import ConfigError, nearest
-from dsv3lab.workbook import Stage, arguments, notebook, pipeline, promotion, record, verify
+from dsv3lab.workbook import Stage, arguments, commands, notebook, pipeline, promotion, record, verify
 from dsv3lab.workbook.compose import compose
 from dsv3lab.workbook.process import Child, Interrupts, locked
 from dsv3lab.workbook.progress import StageLine
@@ -173,44 +172,6 @@ def test_a_profile_that_never_promotes_is_0_when_all_passes(
     assert pipeline.main(["phase1", "profile=ci"], conf=conf) == 1
 
 
-def test_only_reuses_what_is_still_valid(conf: Path, runs: Path, child: type[InProcess], capsys: Any) -> None:
-    child.acts = {"phase1/b": fail}
-    assert pipeline.main(["phase1"], conf=conf) == 3
-    first = lab.the_run(runs)
-    child.acts, child.calls = {}, []
-    assert pipeline.main(["phase1", "--only", "b"], conf=conf) == 0
-    assert child.calls == ["phase1/b"] and statuses(runs) == {"a": "reused", "b": "ok"}
-    assert f"reused from {first.name}" in capsys.readouterr().out
-    assert os.path.samefile(first / "a" / "stage.json", lab.the_run(runs) / "a" / "stage.json")
-    assert verify.verify(runs).problems == [] and len(promotion.read_chain(runs)) == 1
-    child.calls = []
-    assert pipeline.main(["phase1", "--from", "phase1/a"], conf=conf) == 0
-    assert child.calls == ["phase1/a", "phase1/b"]
-
-
-def test_only_never_reuses_what_differs_or_did_not_pass(
-    conf: Path, runs: Path, child: type[InProcess], capsys: Any
-) -> None:
-    child.acts = {"phase1/a": slow}
-    assert pipeline.main(["phase1"], conf=conf) == 1
-    assert pipeline.main(["phase1", "--only", "b"], conf=conf) == 1
-    assert "did not pass (gate a_speed" in capsys.readouterr().out
-    child.acts = {}
-    assert pipeline.main(["phase1"], conf=conf) == 0
-    assert pipeline.main(["phase1", "--only", "b", "train.seed=5"], conf=conf) == 1
-    assert "the configuration was another" in capsys.readouterr().out
-    assert pipeline.main(["phase1"], conf=conf) == 0
-    damaged = lab.the_run(runs)
-    with open(damaged / "a" / "metrics.jsonl", "a") as file:
-        file.write("\n")
-    for path in (runs / "phase1").glob("*/record.json"):
-        if path.parent != damaged:
-            path.unlink()
-    capsys.readouterr()
-    assert pipeline.main(["phase1", "--only", "b"], conf=conf) == 1
-    assert "a/metrics.jsonl changed since it was recorded" in capsys.readouterr().out
-
-
 def test_a_second_pipeline_is_refused_and_a_dead_ones_lock_is_not(
     conf: Path, runs: Path, child: type[InProcess], capsys: Any
 ) -> None:
@@ -221,25 +182,6 @@ def test_a_second_pipeline_is_refused_and_a_dead_ones_lock_is_not(
     assert "already running" in error and len(error.splitlines()) == 1 and child.calls == []
     lock.write_text("999999\n")
     assert pipeline.main(["phase1"], conf=conf) == 0
-
-
-def test_sigterm_saves_records_and_is_75(conf: Path, runs: Path, child: type[InProcess], capsys: Any) -> None:
-    child.hangs = True
-    child.acts = {"phase1/a": lambda stage: os.kill(os.getpid(), signal.SIGTERM)}
-    assert pipeline.main(["phase1"], conf=conf) == 75
-    assert statuses(runs) == {"a": "preempted", "b": "not_run"}
-    out = capsys.readouterr().out
-    assert "asked the notebook to save" in out and "interrupted by SIGTERM" in out
-    assert (lab.the_run(runs) / "report.html").is_file() and promotion.read_chain(runs) == []
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-
-
-def test_a_second_signal_kills(conf: Path, runs: Path, child: type[InProcess], monkeypatch: pytest.MonkeyPatch) -> None:
-    child.hangs = True
-    monkeypatch.setattr(child, "ask_to_save", lambda self: os.kill(os.getpid(), signal.SIGINT))
-    child.acts = {"phase1/a": lambda stage: os.kill(os.getpid(), signal.SIGINT)}
-    assert pipeline.main(["phase1"], conf=conf) == 75
-    assert read(runs).stages[0].error == "killed by a second signal while saving"
 
 
 def test_the_limit_ends_a_stage(tmp_path: Path, runs: Path, child: type[InProcess], capsys: Any) -> None:
@@ -275,7 +217,7 @@ def test_all_four_phases_end_in_one_table(tmp_path: Path, runs: Path, child: typ
     out = capsys.readouterr().out
     assert len(re.findall(r"phase\d: promoted for 1 x cpu", out)) == 4
     assert out.count("compare: make ui") == out.count("next:    ") == out.count("8/8 gates pass") == 1
-    assert out.count("report: ") == 4 and "next:    dsv3lab verify" in out
+    assert out.count("report: ") == 4 and f"next:    {commands.verb('verify')}" in out
     assert [line.phase for line in promotion.read_chain(runs)] == list(arguments.PHASES)
     assert verify.verify(runs).problems == []
 
