@@ -12,14 +12,14 @@ from dsv3lab.workbook.waivers import Waiver
 
 PHASES = ("phase1", "phase2", "phase3", "phase4")
 FLAGS = ("--plan", "--only", "--from", "--help")
-HELP = """usage: python pipelines/{name}.py [--plan] [--only STAGE] [--from STAGE] [key=value ...]
+HELP = """usage: {python} pipelines/{name}.py [--plan] [--only STAGE] [--from STAGE] [key=value ...]
 
   --plan         show stages, gates, thresholds and sources, and run nothing
   --only STAGE   run this stage; the others are taken from an earlier execution if their inputs are the same
   --from STAGE   run this stage and the later ones; the same holds for the others
   key=value      Hydra overrides, e.g. profile=long train.seed=1
 
-example: python pipelines/{name}.py {example}
+example: {python} pipelines/{name}.py {example}
 
 exit status: 0 promoted, 1 a gate failed, 2 usage or configuration, 3 execution error, 4 an upstream phase is not
 promoted, 75 preempted: run again, and what was saved is used"""

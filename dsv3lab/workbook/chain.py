@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsv3lab.config import build, canonical
+from dsv3lab.workbook import commands
 from dsv3lab.workbook.files import read_json, sha256_text
 from dsv3lab.workbook.gates import Device
 
@@ -59,7 +60,7 @@ def read_chain(runs: Path) -> list[Promotion]:
     """
     promotions, problems = check_chain(runs)
     if problems:
-        raise ChainError("; ".join(problems[:1]) + "; run `dsv3lab verify` for the whole picture")
+        raise ChainError("; ".join(problems[:1]) + f"; run `{commands.verb('verify')}` for the whole picture")
     return promotions
 
 

@@ -18,7 +18,7 @@ def python() -> str:
 def verb(*words: str) -> str:
     """`dsv3lab` with `words`, e.g. `.venv/bin/dsv3lab verify`; without its script, `python -m dsv3lab verify`."""
     script = Path(sys.executable).with_name("dsv3lab")
-    return shlex.join([*([_typed(script)] if script.is_file() else [python(), "-m", "dsv3lab"]), *words])
+    return f"{_typed(script) if script.is_file() else f'{python()} -m dsv3lab'} {shlex.join(words)}"
 
 
 def pipeline(name: str, *words: str) -> str:

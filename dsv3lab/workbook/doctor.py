@@ -22,6 +22,7 @@ from typing import Literal
 from packaging.requirements import Requirement
 
 from dsv3lab.config import ROOT, runs_dir
+from dsv3lab.workbook import commands
 
 GIB = 1024**3
 DISK_FIX, DISK_WARN = 2 * GIB, 10 * GIB  # one run of all phases writes well under 1 GiB; the environment is 1.2 GiB
@@ -105,7 +106,7 @@ def check_devices(answer: dict[str, object] | str, *, nvidia: bool) -> Finding:
     assert isinstance(devices, list)
     text = f"{len(devices)} x {devices[0]} (backend {answer['backend']})"
     if nvidia and answer["backend"] == "cpu":
-        fix = f"{shlex.quote(sys.executable)} -m pip install -c constraints.txt -e '.[gpu]'"
+        fix = f"{commands.python()} -m pip install -c constraints.txt -e '.[gpu]'"
         return Finding(name="devices", status="warn", text=f"{text}; a GPU is there but not used", fix=fix)
     return Finding(name="devices", status="ok", text=text)
 
@@ -118,7 +119,7 @@ def check_kernel(spec: tuple[str, str] | None, *, prefix: str, hidden: list[str]
         prefix: `sys.prefix` of this environment.
         hidden: folders of other `python3` kernels, which this environment's own one hides.
     """
-    fix = f"{shlex.quote(sys.executable)} -m ipykernel install --sys-prefix --name python3"
+    fix = f"{commands.python()} -m ipykernel install --sys-prefix --name python3"
     if spec is None:
         return Finding(name="kernel", status="FIX", text="there is no kernel 'python3'", fix=fix)
     command, folder = spec
@@ -162,7 +163,7 @@ def check_database(database: Path) -> Finding:
         )
     if not database.exists():
         return Finding(name="database", status="ok", text=f"{database} will be made by the first run")
-    damaged = f"mv {shlex.quote(str(database))} {shlex.quote(str(database) + '.damaged')}; dsv3lab sync"
+    damaged = f"mv {shlex.quote(str(database))} {shlex.quote(str(database) + '.damaged')}; {commands.verb('sync')}"
     try:
         connection = sqlite3.connect(database, timeout=2.0, isolation_level=None)
         try:
@@ -173,7 +174,8 @@ def check_database(database: Path) -> Finding:
     except sqlite3.OperationalError as error:
         if "locked" in str(error):
             text = f"{database} is busy: another process has been writing for 2 s"
-            return Finding(name="database", status="warn", text=text, fix="wait for that process, then dsv3lab doctor")
+            fix = f"wait for that process, then {commands.verb('doctor')}"
+            return Finding(name="database", status="warn", text=text, fix=fix)
         fix = f"chmod u+w {shlex.quote(str(database))}"
         return Finding(name="database", status="FIX", text=f"{database}: {error}", fix=fix)
     except sqlite3.DatabaseError as error:
@@ -198,7 +200,8 @@ def check_stale(runs: Path) -> Finding:
         )
     open_runs = 0 if live else _open_mlflow_runs(runs / "mlflow.db")
     if open_runs:
-        return Finding(name="runs", status="warn", text=f"{open_runs} in MLflow still say RUNNING", fix="dsv3lab sync")
+        text = f"{open_runs} in MLflow still say RUNNING"
+        return Finding(name="runs", status="warn", text=text, fix=commands.verb("sync"))
     return Finding(name="runs", status="ok", text=f"{len(folders)} executions, none left half done{running}")
 
 

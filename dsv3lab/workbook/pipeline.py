@@ -51,7 +51,7 @@ def main(argv: Sequence[str], *, conf: Path = CONF) -> int:
     try:
         arguments = parse(argv[1:])
         if arguments.help:
-            print(HELP.format(name=name, example="--plan"))
+            print(HELP.format(python=commands.python(), name=name, example="--plan"))
             return 0
         prepared = prepare(name, arguments, conf=conf)
     except ConfigError as error:
@@ -67,10 +67,14 @@ def main_all(argv: Sequence[str], *, conf: Path = CONF) -> int:
     try:
         arguments = parse(argv)
         if arguments.help:
-            print(HELP.format(name="all", example="profile=ci --from phase2").replace("STAGE", "PHASE"))
+            print(
+                HELP.format(python=commands.python(), name="all", example="profile=ci --from phase2").replace(
+                    "STAGE", "PHASE"
+                )
+            )
             return 0
         if arguments.only:
-            raise ConfigError("--only names a stage: run python pipelines/phaseN.py --only STAGE")
+            raise ConfigError(f"--only names a stage: run {commands.pipeline('phaseN', '--only', 'STAGE')}")
         if arguments.start and arguments.start not in PHASES:
             raise ConfigError(f"--from: no phase '{arguments.start}'{nearest(arguments.start, PHASES)}")
         first = PHASES.index(arguments.start) if arguments.start else 0
@@ -235,7 +239,7 @@ class _Execution:
         """Say once that the store is down."""
         if self.tracker and self.tracker.problem and not self.warned:
             self.warned = True
-            text = f"tracking is down ({self.tracker.problem}); the run goes on, `dsv3lab sync` reports it later"
+            text = f"tracking is down ({self.tracker.problem}); the run goes on, `{commands.verb('sync')}` reports it later"
             line.say(text) if line else print(f"  {text}")
 
     def _record(self, started: str) -> tuple[PhaseRecord | None, bool, list[str]]:

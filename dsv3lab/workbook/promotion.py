@@ -15,6 +15,7 @@ from typing import Any
 from dsv3lab.config import ConfigError, RunConfig, build, canonical, diff, plain
 from dsv3lab.config.disk import flush
 from dsv3lab.config.workbook import ProfileConfig
+from dsv3lab.workbook import commands
 from dsv3lab.workbook import record as records
 from dsv3lab.workbook.chain import CHAIN as CHAIN
 from dsv3lab.workbook.chain import HEAD as HEAD
@@ -276,8 +277,8 @@ def record_as_read(record: PhaseRecord) -> PhaseRecord:
 
 
 def _command(phase: str, profile: str, *, again: bool = False) -> str:
-    option = "" if profile == "default" else f" profile={profile}"
-    return f"run `python pipelines/{phase}.py{option}` {'again ' if again else ''}with the same overrides"
+    option = () if profile == "default" else (f"profile={profile}",)
+    return f"run `{commands.pipeline(phase, *option)}` {'again ' if again else ''}with the same overrides"
 
 
 def _phase_of(name: str) -> int:

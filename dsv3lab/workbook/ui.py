@@ -16,6 +16,7 @@ import urllib.request
 from pathlib import Path
 
 from dsv3lab.config import ConfigError, runs_dir
+from dsv3lab.workbook import commands
 from dsv3lab.workbook.store import view_address
 
 HOST = "127.0.0.1"
@@ -116,6 +117,8 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     database = runs_dir() / "mlflow.db"
     if not database.exists():
-        raise ConfigError(f"{database} does not exist yet: run a phase first (make run, or python pipelines/phase1.py)")
+        raise ConfigError(
+            f"{database} does not exist yet: run a phase first (make run, or {commands.pipeline('phase1')})"
+        )
     print("Starting the MLflow UI …", flush=True)
     return serve(database, args.port or free_port(), log=runs_dir() / "ui.log")

@@ -1,5 +1,8 @@
 """Printed commands run with this interpreter, wherever it lies and whether or not its environment is active."""
 
+import ast
+import dataclasses
+import re
 import shlex
 import subprocess
 import sys
@@ -58,3 +61,19 @@ def test_what_is_printed_here_runs_in_the_checkout() -> None:
 def test_a_stage_that_others_read_is_run_again_with_them() -> None:
     phase = samples.configuration(2)[0].phase
     assert commands.rerun(phase, "train", []).endswith("pipelines/phase2.py --only train")
+    reads = dataclasses.replace(phase.stages["resume"], needs=("phase2/train",))
+    phase = dataclasses.replace(phase, stages={**phase.stages, "resume": reads})
+    assert commands.rerun(phase, "train", ["a=1"]).endswith("pipelines/phase2.py --from train a=1")
+    assert commands.rerun(phase, "resume", []).endswith("--only resume")
+
+
+def test_no_message_leaves_the_interpreter_to_chance() -> None:
+    """Usage lines name the program (`prog=`), docstrings explain; what a message tells somebody to run is made here."""
+    for path in sorted((ROOT / "dsv3lab" / "workbook").glob("*.py")):
+        tree = ast.parse(path.read_text())
+        owners = [n for n in ast.walk(tree) if isinstance(n, ast.Module | ast.ClassDef | ast.FunctionDef)]
+        docstrings = {id(n.body[0].value) for n in owners if n.body and isinstance(n.body[0], ast.Expr)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+                told = re.search(r"python pipelines/|(run|then|;) dsv3lab |`dsv3lab ", node.value)
+                assert told is None, f"{path.name}:{node.lineno}: {node.value!r}"

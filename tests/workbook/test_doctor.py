@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dsv3lab.workbook import doctor
+from dsv3lab.workbook import commands, doctor
 from dsv3lab.workbook.doctor import GIB, Finding
 
 
@@ -151,7 +151,7 @@ def test_runs_that_mlflow_believes_in(tmp_path: Path) -> None:
     connection.commit()
     connection.close()
     found = doctor.check_stale(tmp_path)
-    assert found.status == "warn" and found.text.startswith("1 ") and found.fix == "dsv3lab sync"
+    assert found.status == "warn" and found.text.startswith("1 ") and found.fix == commands.verb("sync")
 
 
 def test_the_report_ends_with_2_only_if_something_must_be_mended(capsys: pytest.CaptureFixture[str]) -> None:
