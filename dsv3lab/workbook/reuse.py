@@ -87,6 +87,17 @@ def clear_work(folder: Path, record: PhaseRecord, *, runs: Path) -> None:
             work = (runs / name).resolve()
             if (runs / "work").resolve() in work.parents:  # a notebook wrote the list: nothing else is deleted for it
                 shutil.rmtree(work, ignore_errors=True)
+                _remove_empty(work.parent, below=runs / "work")
+
+
+def _remove_empty(folder: Path, *, below: Path) -> None:
+    """Remove `folder` and the folders above it up to `below`, as long as they are empty."""
+    while below.resolve() in folder.parents:
+        try:
+            folder.rmdir()
+        except OSError:  # not empty: another stage is at work there
+            return
+        folder = folder.parent
 
 
 def _listed_work(path: Path) -> list[str]:

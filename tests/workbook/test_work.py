@@ -108,3 +108,15 @@ def test_only_folders_below_work_are_removed(conf: Path, runs: Path, child: type
     (folder / "b" / "stage.json").write_text("[")
     reuse.clear_work(folder, record.read(folder), runs=runs)
     assert [name for name in listed if not (runs / name).exists()] == ["work/key"]
+
+
+def test_folders_that_a_removed_work_leaves_empty_go_with_it(conf: Path, runs: Path, child: type[InProcess]) -> None:
+    assert pipeline.main(["phase1"], conf=conf) == 0
+    folder = lab.the_run(runs)
+    for name in ("one/phase1-a/checkpoints", "two/phase1-a/checkpoints", "two/phase1-b/checkpoints"):
+        (runs / "work" / name).mkdir(parents=True)
+    listed = ["work/one/phase1-a/checkpoints", "work/two/phase1-a/checkpoints"]
+    (folder / "a" / "stage.json").write_text(json.dumps({"work": listed}))
+    reuse.clear_work(folder, record.read(folder), runs=runs)
+    left = sorted(path.relative_to(runs / "work").as_posix() for path in (runs / "work").rglob("*"))
+    assert left == ["two", "two/phase1-b", "two/phase1-b/checkpoints"]
