@@ -77,7 +77,7 @@ def test_a_reused_stage_takes_no_work_away(conf: Path, runs: Path, child: type[I
     child.acts = {"phase1/a": trains}
     assert pipeline.main(["phase1"], conf=conf) == 0
     listed = runs / files.read_json(lab.the_run(runs) / "a" / "stage.json")["work"][0]
-    listed.mkdir()  # another process begins the same training
+    listed.mkdir(parents=True)  # another process begins the same training
     assert pipeline.main(["phase1", "--only", "b"], conf=conf) == 0
     assert [stage.status for stage in record.read(lab.the_run(runs)).stages] == ["reused", "ok"] and listed.is_dir()
 
