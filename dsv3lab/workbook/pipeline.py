@@ -245,19 +245,19 @@ class _Execution:
     def _record(self, started: str) -> tuple[PhaseRecord | None, bool, list[str]]:
         """Report, record and promotion; returns the record, whether it was promoted, and the reasons if not."""
         stages = [self.outcomes[name] for name in self.config.phase.stages if name in self.outcomes]
-        common: dict[str, Any] = {"config": self.config, "stages": stages, "upstream": self.ground.upstream}
-        common |= {
-            "started": started,
-            "ended": utc_now(),
-            "inputs": self.inputs,
-            "overridden": self.prepared.overridden,
-        }
         try:
-            report.write(self.folder, **common)
-        except Exception as error:  # the record matters more than its page
-            self.problems.append(f"report.html could not be written: {type(error).__name__}: {error}")
-        try:
-            record = records.write_phase(self.folder, resolved=self.prepared.resolved, **common)
+            draft = records.draft(
+                self.folder,
+                config=self.config,
+                stages=stages,
+                upstream=self.ground.upstream,
+                started=started,
+                ended=utc_now(),
+                inputs=self.inputs,
+                overridden=self.prepared.overridden,
+            )
+            self._report(draft)
+            record = records.write_phase(self.folder, draft, config=self.config, resolved=self.prepared.resolved)
         except (RecordError, OSError) as error:
             self.problems.append(f"record.json could not be written: {error}")
             return None, False, list(self.problems)
@@ -269,6 +269,12 @@ class _Execution:
             except (ChainError, RecordError, OSError) as error:
                 self.problems.append(str(error))
         return record, False, [*self.problems, *reasons]
+
+    def _report(self, draft: PhaseRecord) -> None:
+        try:
+            report.write(self.folder, draft, config=self.config)
+        except Exception as error:  # the record matters more than its page
+            self.problems.append(f"report.html could not be written: {type(error).__name__}: {error}")
 
     def _end_tracking(self, record: PhaseRecord | None, *, promoted: bool) -> None:
         self._track()  # if everything was reused, no stage has started it

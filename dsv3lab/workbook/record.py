@@ -119,11 +119,21 @@ def draft(
     inputs: Inputs | None = None,
     overridden: Sequence[str] = (),
 ) -> PhaseRecord:
-    """The record without the files' hashes: what the report shows.
+    """The record without the files' hashes: what the report shows and `write_phase` completes.
 
     A stage of the configuration that is not among `stages` enters as `not_run`, a gate without a result as not passed.
     Pass the `inputs` that were read at the start: what has changed by now stands in the record as its drift. Pass as
     `overridden` where `config` departs from the committed stages, gates and profile: it is never promoted then.
+
+    Args:
+        folder: the run folder, with one folder for each stage.
+        config: what the stages were judged by.
+        stages: how each stage ended.
+        upstream: the record of the phase before.
+        started: UTC ISO time.
+        ended: UTC ISO time.
+        inputs: hashes of code and lock files, read at the start.
+        overridden: where `config` departs from the committed stages, gates and profile.
     """
     now = read_inputs(config.phase.number)
     inputs = inputs or now
@@ -154,43 +164,20 @@ def draft(
     )
 
 
-def write_phase(
-    folder: Path,
-    *,
-    config: RunConfig,
-    resolved: Mapping[str, Any],
-    stages: Sequence[StageOutcome],
-    upstream: Upstream | None,
-    started: str,
-    ended: str,
-    inputs: Inputs | None = None,
-    overridden: Sequence[str] = (),
-) -> PhaseRecord:
-    """Write `record.json` with the hash of every file in `folder`; call it last, after the report.
+def write_phase(folder: Path, record: PhaseRecord, *, config: RunConfig, resolved: Mapping[str, Any]) -> PhaseRecord:
+    """Write the drafted `record` as `record.json`, with the hash of every file in `folder`; call it last, after the report.
 
     Args:
         folder: the run folder, complete.
+        record: the draft.
         config: what the stages were judged by.
         resolved: the same as plain values; it must build the same configuration.
-        stages: how each stage ended.
-        upstream: the record of the phase before.
-        started: UTC ISO time.
-        ended: UTC ISO time.
-        inputs: hashes of code and lock files, read at the start.
-        overridden: where `config` departs from the committed stages, gates and profile.
+
+    Raises:
+        RecordError: if it does not.
     """
     if digest(build(RunConfig, resolved)) != digest(config):
         raise RecordError(f"{folder}: the resolved configuration is not the one that the stages were judged by")
-    record = draft(
-        folder,
-        config=config,
-        stages=stages,
-        upstream=upstream,
-        started=started,
-        ended=ended,
-        inputs=inputs,
-        overridden=overridden,
-    )
     record = dataclasses.replace(record, files=hash_folder(folder, leave_out=NOT_HASHED))
     write_atomic(folder / NAME, json.dumps(plain(record), sort_keys=True, indent=1, allow_nan=False) + "\n")
     return record

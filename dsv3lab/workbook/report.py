@@ -11,9 +11,8 @@ from dsv3lab.config import RunConfig, plain
 from dsv3lab.workbook import gates, verdict
 from dsv3lab.workbook.files import read_json, write_atomic
 from dsv3lab.workbook.gates import GateResult
-from dsv3lab.workbook.inputs import Inputs
 from dsv3lab.workbook.promotion import decide
-from dsv3lab.workbook.record import PhaseRecord, StageOutcome, Upstream, draft
+from dsv3lab.workbook.record import PhaseRecord, StageOutcome
 
 NAME = "report.html"
 
@@ -52,39 +51,14 @@ details{margin:.6em 0}summary{cursor:pointer}
 """
 
 
-def write(
-    folder: Path,
-    *,
-    config: RunConfig,
-    stages: Sequence[StageOutcome],
-    upstream: Upstream | None,
-    started: str,
-    ended: str,
-    inputs: Inputs | None = None,
-    overridden: Sequence[str] = (),
-) -> Path:
+def write(folder: Path, record: PhaseRecord, *, config: RunConfig) -> Path:
     """Write `report.html` into the run folder; before `record.write_phase`, which hashes it.
 
     Args:
         folder: the run folder, with one folder for each stage.
+        record: the draft of its record.
         config: what the stages were judged by.
-        stages: how each stage ended.
-        upstream: the record of the phase before.
-        started: UTC ISO time.
-        ended: UTC ISO time.
-        inputs: hashes of code and lock files, read at the start.
-        overridden: where `config` departs from the committed stages, gates and profile.
     """
-    record = draft(
-        folder,
-        config=config,
-        stages=stages,
-        upstream=upstream,
-        started=started,
-        ended=ended,
-        inputs=inputs,
-        overridden=overridden,
-    )
     write_atomic(folder / NAME, page(record, config=config, folder=folder))
     return folder / NAME
 

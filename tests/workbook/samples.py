@@ -96,9 +96,8 @@ def execution(
             )
         )
     start, end = "2026-11-22T10:00:00.000000Z", "2026-11-22T10:01:00.000000Z"
-    written = record.write_phase(
-        folder, config=config, resolved=resolved, stages=outcomes, upstream=upstream, started=start, ended=end
-    )
+    drafted = record.draft(folder, config=config, stages=outcomes, upstream=upstream, started=start, ended=end)
+    written = record.write_phase(folder, drafted, config=config, resolved=resolved)
     assert digest(config) == written.config_sha256
     if promote:
         promotion.promote(folder, written, runs)
@@ -110,5 +109,5 @@ def two_phases(runs: Path) -> list[Path]:
     first, first_resolved = configuration(1)
     second, second_resolved = configuration(2)
     one, _ = execution(runs, first, first_resolved)
-    two, _ = execution(runs, second, second_resolved, upstream=promotion.upstream(second, runs))
+    two, _ = execution(runs, second, second_resolved, upstream=promotion.ground(second, runs).upstream)
     return [one, two]

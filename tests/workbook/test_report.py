@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dsv3lab import plots
-from dsv3lab.workbook import gates, report, verdict
+from dsv3lab.workbook import gates, record, report, verdict
 from dsv3lab.workbook.record import StageOutcome
 from tests.workbook import samples
 
@@ -57,13 +57,9 @@ def written(runs: Path) -> Path:
         StageOutcome(name="train", status="ok", results=tuple(samples.passing(config, "train")), device=samples.CPU),
         StageOutcome(name="resume", status="failed", error="ValueError: <boom> & more", seconds=3.0),
     ]
+    times = {"started": "2026-11-22T10:00:00Z", "ended": "2026-11-22T10:05:00Z"}
     return report.write(
-        folder,
-        config=config,
-        stages=stages,
-        upstream=None,
-        started="2026-11-22T10:00:00Z",
-        ended="2026-11-22T10:05:00Z",
+        folder, record.draft(folder, config=config, stages=stages, upstream=None, **times), config=config
     )
 
 
@@ -99,7 +95,8 @@ def test_damaged_metrics_do_not_stop_the_report(written: Path) -> None:
     folder = written.parent
     (folder / "train" / "metrics.jsonl").write_text("junk")
     (folder / "train" / "stage.json").write_text("junk")
-    again = report.write(folder, config=config, stages=[], upstream=None, started="2026", ended="2026")
+    drafted = record.draft(folder, config=config, stages=[], upstream=None, started="2026", ended="2026")
+    again = report.write(folder, drafted, config=config)
     page = Page()
     page.feed(again.read_text())
     assert sum(address.startswith("data:") for address in page.addresses) == 1  # the figure, by its file's name
