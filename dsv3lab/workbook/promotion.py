@@ -220,11 +220,6 @@ def recover(runs: Path) -> list[str]:
         return _recover(runs)
 
 
-def upstream(config: RunConfig, runs: Path) -> Upstream | None:
-    """The record that the phase of `config` builds on (see `ground`); `None` for phase 1."""
-    return ground(config, runs).upstream
-
-
 def ground(config: RunConfig, runs: Path) -> Ground:
     """What the phase of `config` builds on, checked: promoted, intact, not stale, and itself built on the newest.
 

@@ -20,7 +20,7 @@ def promote_all(runs: Path) -> list[Path]:
     folders = []
     for number in (1, 2, 3, 4):
         config, resolved = samples.configuration(number)
-        folders.append(samples.execution(runs, config, resolved, upstream=promotion.upstream(config, runs))[0])
+        folders.append(samples.execution(runs, config, resolved, upstream=promotion.ground(config, runs).upstream)[0])
     return folders
 
 
@@ -69,7 +69,7 @@ def test_a_record_on_which_nobody_may_build_clears_nothing(runs: Path) -> None:
 def test_a_record_below_that_was_promoted_anew_clears_nothing(runs: Path) -> None:
     promote_all(runs)
     config, resolved = samples.configuration(2)
-    samples.execution(runs, config, resolved, upstream=promotion.upstream(config, runs))
+    samples.execution(runs, config, resolved, upstream=promotion.ground(config, runs).upstream)
     assert "phase3 was built on an older promotion of phase2" in verdict(runs)
 
 

@@ -54,7 +54,7 @@ def test_a_failed_gate_is_a_reason(runs: Path) -> None:
 def test_a_promotion_opens_later_phases_on_its_own_kind_of_device_only(runs: Path) -> None:
     samples.execution(runs, *samples.configuration(1))
     config, resolved = samples.configuration(2)
-    above = promotion.upstream(config, runs)
+    above = promotion.ground(config, runs).upstream
     assert above is not None and above.scope == samples.CPU
     _, written = samples.execution(runs, config, resolved, upstream=above, promote=False)
     fewer = dataclasses.replace(above, scope=Device(kind="cpu", count=1))
@@ -87,7 +87,7 @@ class Crash(BaseException):
 def test_a_crash_at_any_moment_is_completed(runs: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     samples.execution(runs, *samples.configuration(1))
     config, resolved = samples.configuration(2)
-    above = promotion.upstream(config, runs)
+    above = promotion.ground(config, runs).upstream
     folder, written = samples.execution(runs, config, resolved, upstream=above, promote=False)
     writes = {"line": 0, "promotion.json": 0, "head": 1}
     write = promotion.write_atomic
@@ -137,11 +137,11 @@ def test_recovery_does_not_heal_tampering(runs: Path) -> None:
 def test_phase_one_builds_on_nothing_and_phase_two_on_phase_one(runs: Path) -> None:
     first, first_resolved = samples.configuration(1)
     second, _ = samples.configuration(2)
-    assert promotion.upstream(first, runs) is None
+    assert promotion.ground(first, runs).upstream is None
     with pytest.raises(UpstreamError, match=r"phase1 is not promoted.*pipelines/phase1\.py"):
-        promotion.upstream(second, runs)
+        promotion.ground(second, runs)
     folder, _ = samples.execution(runs, first, first_resolved)
-    above = promotion.upstream(second, runs)
+    above = promotion.ground(second, runs).upstream
     assert above is not None and above.phase == "phase1" and above.promoted
     assert runs / above.record == folder / record.NAME and above.record_sha256 == record.sha256(folder)
 
@@ -149,14 +149,14 @@ def test_phase_one_builds_on_nothing_and_phase_two_on_phase_one(runs: Path) -> N
 def test_a_phase_checks_what_its_stages_need(runs: Path) -> None:
     one, two = samples.two_phases(runs)
     third, third_resolved = samples.configuration(3)
-    samples.execution(runs, third, third_resolved, upstream=promotion.upstream(third, runs))
+    samples.execution(runs, third, third_resolved, upstream=promotion.ground(third, runs).upstream)
     fourth, _ = samples.configuration(4)
-    above = promotion.upstream(fourth, runs)
+    above = promotion.ground(fourth, runs).upstream
     assert above is not None and above.phase == "phase3" and above.needs == {"phase2/train": record.sha256(two)}
     assert promotion.find_stage("phase2/train", fourth.profile, runs) == two / "train"
     (two / "train" / "checkpoint" / "weights.bin").write_bytes(b"other weights")
     with pytest.raises(UpstreamError, match=r"weights\.bin: changed since phase2"):
-        promotion.upstream(fourth, runs)
+        promotion.ground(fourth, runs)
     assert one.exists()
 
 
@@ -164,16 +164,16 @@ def test_another_configuration_makes_stale_and_is_named(runs: Path) -> None:
     samples.two_phases(runs)
     other, _ = samples.configuration(3, "train.tokens=4096")
     with pytest.raises(UpstreamError, match=r"phase2 is stale: train\.tokens \d+ -> 4096.*same overrides"):
-        promotion.upstream(other, runs)
+        promotion.ground(other, runs)
     unrelated, _ = samples.configuration(3, "tracking.enabled=false", "profile.generate_tokens=3")
-    assert promotion.upstream(unrelated, runs) is not None
+    assert promotion.ground(unrelated, runs).upstream is not None
 
 
 def test_other_measuring_makes_stale_too(runs: Path) -> None:
     samples.two_phases(runs)
     other, _ = samples.configuration(3, "eval.max_bytes_per_domain=1234")
     with pytest.raises(UpstreamError, match=r"phase2 is stale: eval\.max_bytes_per_domain \d+ -> 1234"):
-        promotion.upstream(other, runs)
+        promotion.ground(other, runs)
 
 
 @pytest.mark.parametrize("profile", ["default", "ci"])
@@ -185,37 +185,37 @@ def test_who_built_on_an_older_promotion_is_stale(runs: Path, monkeypatch: pytes
     promote = profile == "default"
 
     def execute(of: tuple[RunConfig, dict[str, Any]]) -> None:
-        samples.execution(runs, *of, upstream=promotion.upstream(of[0], runs), promote=promote)
+        samples.execution(runs, *of, upstream=promotion.ground(of[0], runs).upstream, promote=promote)
 
     for one in (first, second, third):
         execute(one)
-    assert promotion.upstream(fourth, runs) is not None
+    assert promotion.ground(fourth, runs).upstream is not None
     kind = "promotion" if promote else "execution"
     execute(second)
     with pytest.raises(
         UpstreamError, match=rf"phase3 was built on an older {kind} of phase2; run .*phase3\.py.* again"
     ):
-        promotion.upstream(fourth, runs)
+        promotion.ground(fourth, runs)
     execute(third)
-    assert promotion.upstream(fourth, runs) is not None
+    assert promotion.ground(fourth, runs).upstream is not None
     execute(first)
     with pytest.raises(
         UpstreamError, match=rf"phase2 was built on an older {kind} of phase1; run .*phase2\.py.* again"
     ):
-        promotion.upstream(fourth, runs)
+        promotion.ground(fourth, runs)
 
 
 def test_what_a_phase_builds_on_comes_from_one_reading(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     samples.two_phases(runs)
     third, fourth = samples.configuration(3), samples.configuration(4)[0]
-    samples.execution(runs, *third, upstream=promotion.upstream(third[0], runs))
+    samples.execution(runs, *third, upstream=promotion.ground(third[0], runs).upstream)
     read = promotion.read_chain
 
     def overtaken(folder: Path) -> list[promotion.Promotion]:
         chain = read(folder)
         monkeypatch.setattr(promotion, "read_chain", read)
         samples.execution(
-            runs, *samples.configuration(2), upstream=promotion.upstream(samples.configuration(2)[0], runs)
+            runs, *samples.configuration(2), upstream=promotion.ground(samples.configuration(2)[0], runs).upstream
         )
         return chain
 
@@ -233,7 +233,7 @@ def test_changed_code_makes_stale_and_is_named(runs: Path, monkeypatch: pytest.M
     edited = dataclasses.replace(now, code={**now.code, "dsv3lab/train/step.py": "0" * 64})
     monkeypatch.setattr(promotion, "read_inputs", lambda _: edited)
     with pytest.raises(UpstreamError, match=r"phase2 is stale: dsv3lab/train/step\.py"):
-        promotion.upstream(config, runs)
+        promotion.ground(config, runs)
 
 
 def test_other_versions_make_stale_and_are_named(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,21 +243,21 @@ def test_other_versions_make_stale_and_are_named(runs: Path, monkeypatch: pytest
     other = dataclasses.replace(now, python="3.99.1", packages={**now.packages, "jax": "9.9"})
     monkeypatch.setattr(promotion, "read_environment", lambda: other)
     with pytest.raises(UpstreamError, match=r"jax .* -> 9\.9"):
-        promotion.upstream(config, runs)
+        promotion.ground(config, runs)
 
 
 def test_profiles_do_not_mix(runs: Path) -> None:
     samples.two_phases(runs)
     other, _ = samples.configuration(2, "profile=ci")
     with pytest.raises(UpstreamError, match=r"no finished execution with profile 'ci'.*profile=ci"):
-        promotion.upstream(other, runs)
+        promotion.ground(other, runs)
 
 
 def test_a_profile_that_does_not_promote_builds_on_its_own_executions(runs: Path) -> None:
     config, resolved = samples.configuration(1, "profile=ci")
     folder, _ = samples.execution(runs, config, resolved, promote=False)
     second, second_resolved = samples.configuration(2, "profile=ci")
-    above = promotion.upstream(second, runs)
+    above = promotion.ground(second, runs).upstream
     assert above is not None and not above.promoted and runs / above.record == folder / record.NAME
     two, _ = samples.execution(runs, second, second_resolved, upstream=above, promote=False)
     assert promotion.find_stage("phase2/train", second.profile, runs) == two / "train"
@@ -272,7 +272,7 @@ def test_a_damaged_chain_stops_the_next_phase(runs: Path) -> None:
     config, _ = samples.configuration(3)
     (runs / promotion.HEAD).write_text("{}")
     with pytest.raises(UpstreamError, match=r"promotions\.head"):
-        promotion.upstream(config, runs)
+        promotion.ground(config, runs)
 
 
 def test_writers_at_the_same_time_append_one_after_the_other(runs: Path) -> None:
