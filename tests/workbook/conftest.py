@@ -9,7 +9,13 @@ import pytest
 
 from dsv3lab.workbook import notebook
 from dsv3lab.workbook import store as stores
-from tests.workbook.lab import InProcess
+from tests.workbook.lab import InProcess, two_stages
+
+
+@pytest.fixture
+def conf(tmp_path: Path, runs: Path) -> Path:
+    """Phase 1 with two stages that do not need each other."""
+    return two_stages(tmp_path)
 
 
 @pytest.fixture

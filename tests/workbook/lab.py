@@ -12,7 +12,7 @@ import nbformat
 import yaml
 
 from dsv3lab.config import CONF
-from dsv3lab.workbook import Stage
+from dsv3lab.workbook import Stage, record
 from dsv3lab.workbook.tracking import RUN_TAG
 
 OPEN = """
@@ -125,6 +125,11 @@ def the_run(runs: Path, phase: str = "phase1") -> Path:
     """The newest run folder of a phase."""
     found = (runs / phase).glob("*/config.resolved.yaml")
     return max(found, key=lambda path: path.stat().st_mtime_ns).parent
+
+
+def statuses(runs: Path, phase: str = "phase1") -> dict[str, str]:
+    """Stage -> status in the newest record of a phase."""
+    return {stage.name: stage.status for stage in record.read(the_run(runs, phase)).stages}
 
 
 def _write(path: Path, value: Any) -> None:

@@ -22,18 +22,8 @@ from tests.workbook import lab
 from tests.workbook.lab import InProcess, fail, four_phases, good, slow, two_stages
 
 
-@pytest.fixture
-def conf(tmp_path: Path, runs: Path) -> Path:
-    """Phase 1 with two stages that do not need each other."""
-    return two_stages(tmp_path)
-
-
 def read(runs: Path, phase: str = "phase1") -> record.PhaseRecord:
     return record.read(lab.the_run(runs, phase))
-
-
-def statuses(runs: Path) -> dict[str, str]:
-    return {stage.name: stage.status for stage in read(runs).stages}
 
 
 def test_all_pass_and_the_phase_is_promoted(conf: Path, runs: Path, child: type, capsys: Any) -> None:
@@ -50,7 +40,7 @@ def test_all_pass_and_the_phase_is_promoted(conf: Path, runs: Path, child: type,
 def test_a_failed_gate_is_1(conf: Path, runs: Path, child: type[InProcess], capsys: Any) -> None:
     child.acts = {"phase1/a": slow}
     assert pipeline.main(["phase1"], conf=conf) == 1
-    assert statuses(runs) == {"a": "ok", "b": "ok"} and promotion.read_chain(runs) == []
+    assert lab.statuses(runs) == {"a": "ok", "b": "ok"} and promotion.read_chain(runs) == []
     out = capsys.readouterr().out
     assert "not promoted: gate a_speed: fail" in out and "--only a" in out
 
@@ -86,7 +76,7 @@ def test_a_broken_stage_is_3_and_the_others_still_run(
 ) -> None:
     child.acts = {"phase1/a": fail, "phase1/b": slow}
     assert pipeline.main(["phase1", "train.seed=7"], conf=conf) == 3
-    assert statuses(runs) == {"a": "failed", "b": "ok"}
+    assert lab.statuses(runs) == {"a": "failed", "b": "ok"}
     out = capsys.readouterr().out
     for words in ("fail(stage)", "last lines", "pipelines/phase1.py --only a train.seed=7", "RuntimeError: broken"):
         assert words in out
@@ -105,7 +95,7 @@ def test_needs_come_first_and_a_missing_one_stops_only_who_needs_it(
     assert child.calls == ["phase1/b", "phase1/a", "phase1/c"]
     child.acts = {"phase1/b": fail}
     assert pipeline.main(["phase1"], conf=conf) == 3
-    assert statuses(runs) == {"a": "not_run", "b": "failed", "c": "ok"}
+    assert lab.statuses(runs) == {"a": "not_run", "b": "failed", "c": "ok"}
     assert "needs phase1/b, which is failed" in capsys.readouterr().out
 
 
@@ -188,7 +178,7 @@ def test_the_limit_ends_a_stage(tmp_path: Path, runs: Path, child: type[InProces
     conf = two_stages(tmp_path, limit_s=1.0)
     child.hangs = True
     assert pipeline.main(["phase1"], conf=conf) == 3
-    assert set(statuses(runs).values()) == {"timeout"}
+    assert set(lab.statuses(runs).values()) == {"timeout"}
     assert "not done within its limit of 1 s" in capsys.readouterr().out
 
 
@@ -206,7 +196,7 @@ def test_a_disk_that_fails_in_the_middle_is_recorded(
 
     child.acts = {"phase1/b": full}
     assert pipeline.main(["phase1"], conf=conf) == 3
-    assert statuses(runs) == {"a": "ok", "b": "not_run"} and promotion.read_chain(runs) == []
+    assert lab.statuses(runs) == {"a": "ok", "b": "not_run"} and promotion.read_chain(runs) == []
     assert "No space left" in capsys.readouterr().err
 
 
@@ -358,5 +348,5 @@ def test_sigterm_to_the_pipeline_reaches_training(tmp_path: Path, runs: Path) ->
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 75, output
-    assert statuses(runs) == {"train": "preempted"} and "saved at step 3" in output
+    assert lab.statuses(runs) == {"train": "preempted"} and "saved at step 3" in output
     assert (lab.the_run(runs) / "train" / "checkpoint").read_text() == "saved"

@@ -4,21 +4,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from dsv3lab.workbook import commands, pipeline, promotion, record, verify
+from dsv3lab.workbook import commands, pipeline, promotion, verify
 from tests.workbook import lab
-from tests.workbook.lab import InProcess, fail, good, slow, two_stages
-
-
-@pytest.fixture
-def conf(tmp_path: Path, runs: Path) -> Path:
-    """Phase 1 with two stages that do not need each other."""
-    return two_stages(tmp_path)
-
-
-def statuses(runs: Path) -> dict[str, str]:
-    return {stage.name: stage.status for stage in record.read(lab.the_run(runs)).stages}
+from tests.workbook.lab import InProcess, fail, good, slow
 
 
 def test_only_reuses_what_is_still_valid(conf: Path, runs: Path, child: type[InProcess], capsys: Any) -> None:
@@ -27,7 +15,7 @@ def test_only_reuses_what_is_still_valid(conf: Path, runs: Path, child: type[InP
     first = lab.the_run(runs)
     child.acts, child.calls = {}, []
     assert pipeline.main(["phase1", "--only", "b"], conf=conf) == 0
-    assert child.calls == ["phase1/b"] and statuses(runs) == {"a": "reused", "b": "ok"}
+    assert child.calls == ["phase1/b"] and lab.statuses(runs) == {"a": "reused", "b": "ok"}
     assert f"reused from {first.name}" in capsys.readouterr().out
     assert os.path.samefile(first / "a" / "stage.json", lab.the_run(runs) / "a" / "stage.json")
     assert verify.verify(runs).problems == [] and len(promotion.read_chain(runs)) == 1
@@ -80,9 +68,9 @@ def test_a_stage_that_reads_another_is_not_reused_when_that_one_runs(
     assert "it reads phase1/b, which is to be run anew" in error and "pipelines/phase1.py --from b`" in error
     child.calls = []
     assert pipeline.main(["phase1", "--from", "b"], conf=conf) == 0
-    assert statuses(runs) == {"a": "reused", "b": "ok", "c": "ok"}
+    assert lab.statuses(runs) == {"a": "reused", "b": "ok", "c": "ok"}
     assert pipeline.main(["phase1", "--only", "a"], conf=conf) == 0
-    assert statuses(runs) == {"a": "ok", "b": "reused", "c": "reused"}
+    assert lab.statuses(runs) == {"a": "ok", "b": "reused", "c": "reused"}
     child.acts = {"phase1/b": fail}
     assert pipeline.main(["phase1"], conf=conf) == 3
     assert "pipelines/phase1.py --from b" in capsys.readouterr().out

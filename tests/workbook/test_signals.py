@@ -9,24 +9,14 @@ import pytest
 
 from dsv3lab.workbook import notebook, pipeline, promotion, record
 from tests.workbook import lab
-from tests.workbook.lab import InProcess, good, two_stages
-
-
-@pytest.fixture
-def conf(tmp_path: Path, runs: Path) -> Path:
-    """Phase 1 with two stages that do not need each other."""
-    return two_stages(tmp_path)
-
-
-def statuses(runs: Path) -> dict[str, str]:
-    return {stage.name: stage.status for stage in record.read(lab.the_run(runs)).stages}
+from tests.workbook.lab import InProcess, good
 
 
 def test_sigterm_saves_records_and_is_75(conf: Path, runs: Path, child: type[InProcess], capsys: Any) -> None:
     child.hangs = True
     child.acts = {"phase1/a": lambda stage: os.kill(os.getpid(), signal.SIGTERM)}
     assert pipeline.main(["phase1"], conf=conf) == 75
-    assert statuses(runs) == {"a": "preempted", "b": "not_run"}
+    assert lab.statuses(runs) == {"a": "preempted", "b": "not_run"}
     out = capsys.readouterr().out
     assert "asked the notebook to save" in out and "interrupted by SIGTERM" in out
     assert "preempted: saved, run it again" in out
@@ -63,5 +53,5 @@ def test_a_signal_between_two_stages_stops_before_the_next(
 ) -> None:
     child.acts = {"phase1/a": lambda stage: (good(stage), os.kill(os.getpid(), signal.SIGTERM))[0]}
     assert pipeline.main(["phase1"], conf=conf) == 75
-    assert statuses(runs) == {"a": "ok", "b": "not_run"}
+    assert lab.statuses(runs) == {"a": "ok", "b": "not_run"}
     assert "preempted between two stages: run it again" in capsys.readouterr().out

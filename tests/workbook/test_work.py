@@ -17,11 +17,6 @@ class Killed(BaseException):
     """Ends the pipeline where it stands, as `kill -9` does."""
 
 
-@pytest.fixture
-def conf(tmp_path: Path, runs: Path) -> Path:
-    return lab.two_stages(tmp_path)
-
-
 def trains(stage: Stage) -> None:
     """Trains for a long time, unless that is done."""
     done = stage.work("checkpoints") / "steps"
