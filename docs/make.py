@@ -12,7 +12,8 @@ import tempfile
 from pathlib import Path
 
 from dsv3lab.config import ROOT, runs_dir
-from dsv3lab.workbook import last_values, promotion, ui
+from dsv3lab.workbook import chain as chains
+from dsv3lab.workbook import last_values, ui
 from dsv3lab.workbook import record as records
 from dsv3lab.workbook.store import view_address
 
@@ -26,7 +27,7 @@ FIGURES = {
 
 def newest() -> dict[str, Path]:
     """The folder of the newest promoted execution of each phase."""
-    chain = [p for p in promotion.read_chain(runs_dir()) if p.profile == "default"]
+    chain = [p for p in chains.read_chain(runs_dir()) if p.profile == "default"]
     found = {p.phase: (runs_dir() / p.record).parent for p in chain}
     if len(found) < 4:
         raise SystemExit(f"{runs_dir()}: not all four phases are promoted; run `make run` first")

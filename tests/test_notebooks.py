@@ -10,7 +10,8 @@ import nbformat
 import pytest
 
 from dsv3lab.config import ROOT
-from dsv3lab.workbook import pipeline, promotion, verify
+from dsv3lab.workbook import chain as chains
+from dsv3lab.workbook import pipeline, verify
 from dsv3lab.workbook import record as records
 from dsv3lab.workbook.compose import compose
 
@@ -76,7 +77,7 @@ def test_every_cell_of_a_phase_runs_and_its_exact_gates_pass(number, runs, capsy
     passed = {result.gate_id for result in record.results if result.status == "pass"}
     assert passed >= EXACT[number], shown
     assert not any(result.status in ("missing", "error") for result in record.results), shown
-    assert not promotion.read_chain(runs), "the short profile is never promoted"
+    assert not chains.read_chain(runs), "the short profile is never promoted"
     for stage in record.stages:
         content = json.loads((folder / stage.name / "stage.json").read_text())
         assert content["status"] == "closed" and content["figures"]

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from dsv3lab.config import runs_dir
+from dsv3lab.workbook.chain import Promotion
 from dsv3lab.workbook.gates import Device, MetricsError, read_points
-from dsv3lab.workbook.promotion import Newest, Promotion, UpstreamError
+from dsv3lab.workbook.promotion import Newest, UpstreamError
 from dsv3lab.workbook.record import PhaseRecord
 
 

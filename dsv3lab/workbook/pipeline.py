@@ -20,13 +20,14 @@ from dsv3lab.config import CONF, ConfigError, nearest, runs_dir
 from dsv3lab.workbook import commands, notebook, promotion, report, reuse, selection, verdict
 from dsv3lab.workbook import record as records
 from dsv3lab.workbook.arguments import HELP, PHASES, Arguments, Prepared, parse, prepare
+from dsv3lab.workbook.chain import ChainError
 from dsv3lab.workbook.compose import dump
 from dsv3lab.workbook.files import new_name, utc_now, write_atomic
 from dsv3lab.workbook.inputs import read_inputs
 from dsv3lab.workbook.outline import outline
 from dsv3lab.workbook.process import BusyError, Interrupts, counted_interrupts, locked
 from dsv3lab.workbook.progress import Durations, StageLine
-from dsv3lab.workbook.promotion import ChainError, Ground, UpstreamError
+from dsv3lab.workbook.promotion import Ground, UpstreamError
 from dsv3lab.workbook.record import PhaseRecord, RecordError, StageOutcome
 from dsv3lab.workbook.summary import (
     EXECUTION_ERROR,

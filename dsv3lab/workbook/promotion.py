@@ -17,15 +17,7 @@ from dsv3lab.config.disk import flush
 from dsv3lab.config.workbook import ProfileConfig
 from dsv3lab.workbook import commands
 from dsv3lab.workbook import record as records
-from dsv3lab.workbook.chain import CHAIN as CHAIN
-from dsv3lab.workbook.chain import HEAD as HEAD
-from dsv3lab.workbook.chain import NAME as NAME
-from dsv3lab.workbook.chain import SCHEMA as SCHEMA
-from dsv3lab.workbook.chain import START as START
-from dsv3lab.workbook.chain import ChainError as ChainError
-from dsv3lab.workbook.chain import Promotion as Promotion
-from dsv3lab.workbook.chain import check_chain as check_chain
-from dsv3lab.workbook.chain import read_chain as read_chain
+from dsv3lab.workbook.chain import CHAIN, HEAD, NAME, SCHEMA, START, ChainError, Promotion, read_chain
 from dsv3lab.workbook.files import append_line, compare, read_json, sha256_text, utc_now, write_atomic
 from dsv3lab.workbook.inputs import changes, environment_changes, read_environment, read_inputs
 from dsv3lab.workbook.record import PhaseRecord, RecordError, Upstream

@@ -19,8 +19,10 @@ from dsv3lab.workbook.inputs import Environment, Git, Inputs, changes, read_envi
 SCHEMA = 1
 NAME = "record.json"
 NOT_HASHED = frozenset({NAME, "promotion.json", "tracking.json"})
-SHARED = ("model", "data", "train", "eval", "precision")
-"""The sections of the configuration on which all phases must agree."""
+TRAINED = ("model", "data", "train", "precision")
+"""The sections of the configuration on which the weights depend."""
+SHARED = (*TRAINED, "eval")
+"""The sections on which all phases must agree."""
 
 StageStatus = Literal[
     "ok", "failed", "timeout", "dead_kernel", "no_kernel", "exited_early", "preempted", "not_run", "reused"

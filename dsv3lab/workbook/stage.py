@@ -150,11 +150,12 @@ class Stage:
     def work(self, name: str) -> Path:
         """A folder that survives a kill, so that the next run of the same stage continues from what is in it.
 
-        It is keyed by the configuration of model, data, training, evaluation and precision, by the package's code and versions,
-        and by the stage. `close` puts its files into the stage's folder under `name`: what is finished is recorded there.
-        It is removed only then: by `close` in a run by hand, by the pipeline once the phase's record is written.
+        It is keyed by the configuration of model, data, training and precision, by the package's code and versions, and
+        by the stage: another `eval` continues the same training. `close` puts its files into the stage's folder under
+        `name`: what is finished is recorded there. It is removed only then: by `close` in a run by hand, by the pipeline
+        once the phase's record is written.
         """
-        key = {section: plain(getattr(self.config, section)) for section in records.SHARED}
+        key = {section: plain(getattr(self.config, section)) for section in records.TRAINED}
         key |= {"stage": self.name, "code": code_sha256(), "packages": read_environment().packages}
         folder = runs_dir() / "work" / digest(key)[:16] / self.name.replace("/", "-") / _file_name(name)
         folder.mkdir(parents=True, exist_ok=True)

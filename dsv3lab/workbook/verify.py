@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from dsv3lab.config import runs_dir
+from dsv3lab.workbook import chain as chains
 from dsv3lab.workbook import promotion, record
+from dsv3lab.workbook.chain import Promotion
 from dsv3lab.workbook.files import compare, read_json, sha256_file
-from dsv3lab.workbook.promotion import Promotion
 from dsv3lab.workbook.record import PhaseRecord, RecordError
 
 EXAMPLE = "example: dsv3lab verify --json"
@@ -45,7 +46,7 @@ class Verification:
 def verify(runs: Path) -> Verification:
     """Both verdicts over a runs folder."""
     found = check_integrity(runs)
-    newest = {(line.phase, line.profile): line for line in promotion.check_chain(runs)[0]}
+    newest = {(line.phase, line.profile): line for line in chains.check_chain(runs)[0]}
     for line in newest.values():
         try:
             changed = promotion.staleness(record.read((runs / line.record).parent))
@@ -59,11 +60,11 @@ def verify(runs: Path) -> Verification:
 def check_integrity(runs: Path) -> Verification:
     """Check the chain of promotions, every record below `runs` and the inputs that records name."""
     found = Verification()
-    chain, problems = promotion.check_chain(runs)
+    chain, problems = chains.check_chain(runs)
     found.promotions, found.problems = len(chain), list(problems)
     promoted = {line.record: line for line in chain}
     folders = {path.parent for path in runs.glob(f"phase*/*/{record.NAME}")}
-    folders |= {path.parent for path in runs.glob(f"phase*/*/{promotion.NAME}")}
+    folders |= {path.parent for path in runs.glob(f"phase*/*/{chains.NAME}")}
     inputs: dict[Path, str] = {}
     for folder in sorted(folders | {(runs / line.record).parent for line in chain}):
         _check_folder(folder, promoted.get(f"{folder.relative_to(runs).as_posix()}/{record.NAME}"), runs, found, inputs)
@@ -137,15 +138,13 @@ def _check_folder(
 
 
 def _check_promotion(folder: Path, line: Promotion | None) -> list[str]:
-    path = folder / promotion.NAME
+    path = folder / chains.NAME
     if line is None:
-        return [f"{path}: not in {promotion.CHAIN}: promotions were cut from it"] if path.exists() else []
+        return [f"{path}: not in {chains.CHAIN}: promotions were cut from it"] if path.exists() else []
     if not path.exists():
         return [f"{path}: deleted"]
     return (
-        []
-        if path.read_bytes() == f"{line.line}\n".encode()
-        else [f"{path}: changed: not its line of {promotion.CHAIN}"]
+        [] if path.read_bytes() == f"{line.line}\n".encode() else [f"{path}: changed: not its line of {chains.CHAIN}"]
     )
 
 

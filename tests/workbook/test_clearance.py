@@ -6,6 +6,7 @@ from typing import cast
 
 import pytest
 
+from dsv3lab.workbook import chain as chains
 from dsv3lab.workbook import gates, promotion, record
 from dsv3lab.workbook.clearance import launch_record
 from dsv3lab.workbook.gates import Device
@@ -75,5 +76,5 @@ def test_a_record_below_that_was_promoted_anew_clears_nothing(runs: Path) -> Non
 
 def test_a_damaged_chain_clears_nothing(runs: Path) -> None:
     promote_all(runs)
-    (runs / promotion.HEAD).write_text("{}")
+    (runs / chains.HEAD).write_text("{}")
     assert "NOT cleared" in verdict(runs) and "promotions.head" in verdict(runs)

@@ -15,6 +15,7 @@ import pytest
 
 from dsv3lab.config import ConfigError, nearest
 from dsv3lab.workbook import Stage, arguments, commands, notebook, pipeline, promotion, record, verify
+from dsv3lab.workbook import chain as chains
 from dsv3lab.workbook.compose import compose
 from dsv3lab.workbook.process import Child, Interrupts, locked
 from dsv3lab.workbook.progress import StageLine
@@ -30,7 +31,7 @@ def test_all_pass_and_the_phase_is_promoted(conf: Path, runs: Path, child: type,
     assert pipeline.main(["phase1"], conf=conf) == 0
     folder = lab.the_run(runs)
     assert (folder / "report.html").is_file() and (folder / "promotion.json").is_file()
-    assert [line.phase for line in promotion.read_chain(runs)] == ["phase1"]
+    assert [line.phase for line in chains.read_chain(runs)] == ["phase1"]
     assert verify.verify(runs).problems == []
     out = capsys.readouterr().out
     assert re.search(r"✓ phase1/a +0:00  2/2 gates pass", out)
@@ -40,7 +41,7 @@ def test_all_pass_and_the_phase_is_promoted(conf: Path, runs: Path, child: type,
 def test_a_failed_gate_is_1(conf: Path, runs: Path, child: type[InProcess], capsys: Any) -> None:
     child.acts = {"phase1/a": slow}
     assert pipeline.main(["phase1"], conf=conf) == 1
-    assert lab.statuses(runs) == {"a": "ok", "b": "ok"} and promotion.read_chain(runs) == []
+    assert lab.statuses(runs) == {"a": "ok", "b": "ok"} and chains.read_chain(runs) == []
     out = capsys.readouterr().out
     assert "not promoted: gate a_speed: fail" in out and "--only a" in out
 
@@ -54,7 +55,7 @@ def test_gates_of_the_command_line_are_judged_and_never_promote(
     said = f"gate a_speed.threshold is {threshold} on the command line, 10.0 in conf/gates/phase1.yaml"
     out = capsys.readouterr().out
     assert f"will not be promoted: {said}" in out and f"  not promoted: {said}: promoted records are judged by" in out
-    assert promotion.read_chain(runs) == []
+    assert chains.read_chain(runs) == []
     written = read(runs)
     assert written.overridden == (said,) and not written.passed
     assert written.results[0].status == ("pass" if threshold < 1 else "fail")
@@ -68,7 +69,7 @@ def test_a_profile_that_promotes_on_the_command_line_only_is_not_promoted(
 ) -> None:
     assert pipeline.main(["phase1", "profile=ci", "profile.promotes=true"], conf=conf) == 1
     assert "profile.promotes is True on the command line, False in conf/profile/ci.yaml" in capsys.readouterr().out
-    assert promotion.read_chain(runs) == []
+    assert chains.read_chain(runs) == []
 
 
 def test_a_broken_stage_is_3_and_the_others_still_run(
@@ -196,7 +197,7 @@ def test_a_disk_that_fails_in_the_middle_is_recorded(
 
     child.acts = {"phase1/b": full}
     assert pipeline.main(["phase1"], conf=conf) == 3
-    assert lab.statuses(runs) == {"a": "ok", "b": "not_run"} and promotion.read_chain(runs) == []
+    assert lab.statuses(runs) == {"a": "ok", "b": "not_run"} and chains.read_chain(runs) == []
     assert "No space left" in capsys.readouterr().err
 
 
@@ -208,7 +209,7 @@ def test_all_four_phases_end_in_one_table(tmp_path: Path, runs: Path, child: typ
     assert len(re.findall(r"phase\d: promoted for 1 x cpu", out)) == 4
     assert out.count("compare: make ui") == out.count("next:    ") == out.count("8/8 gates pass") == 1
     assert out.count("report: ") == 4 and f"next:    {commands.verb('verify')}" in out
-    assert [line.phase for line in promotion.read_chain(runs)] == list(arguments.PHASES)
+    assert [line.phase for line in chains.read_chain(runs)] == list(arguments.PHASES)
     assert verify.verify(runs).problems == []
 
 
@@ -221,7 +222,7 @@ def test_another_kind_of_device_than_upstream_is_1(
     assert pipeline.main(["phase2"], conf=conf) == 1
     said = "ran on 1 x cpu, but phase1 stands for 8 x NVIDIA H100"
     assert f"not promoted: {said}" in capsys.readouterr().out
-    assert [line.phase for line in promotion.read_chain(runs)] == ["phase1"]
+    assert [line.phase for line in chains.read_chain(runs)] == ["phase1"]
     page = (lab.the_run(runs, "phase2") / "report.html").read_text()
     assert "Passed, but not promoted" in page and said in page
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from dsv3lab.config import ConfigError, RunConfig
+from dsv3lab.workbook import chain as chains
 from dsv3lab.workbook import inputs, promotion, record
 from dsv3lab.workbook.gates import Device
 from dsv3lab.workbook.promotion import UpstreamError
@@ -18,12 +19,12 @@ from tests.workbook import samples
 
 def test_promotions_form_a_chain(runs: Path) -> None:
     samples.two_phases(runs)
-    chain = promotion.read_chain(runs)
+    chain = chains.read_chain(runs)
     assert [line.phase for line in chain] == ["phase1", "phase2"]
-    assert chain[0].prev_sha256 == promotion.START and chain[1].prev_sha256 == chain[0].sha256
+    assert chain[0].prev_sha256 == chains.START and chain[1].prev_sha256 == chain[0].sha256
     assert not Path(chain[0].record).is_absolute()
     assert chain[0].scope == samples.CPU
-    assert json.loads((runs / promotion.HEAD).read_text()) == {"count": 2, "sha256": chain[1].sha256}
+    assert json.loads((runs / chains.HEAD).read_text()) == {"count": 2, "sha256": chain[1].sha256}
 
 
 def test_what_may_not_pass_is_not_promoted(runs: Path) -> None:
@@ -34,7 +35,7 @@ def test_what_may_not_pass_is_not_promoted(runs: Path) -> None:
     assert not allowed and reasons == ["profile 'ci' is never promoted"]
     with pytest.raises(record.RecordError, match="never promoted"):
         promotion.promote(folder, written, runs)
-    assert not (runs / promotion.CHAIN).exists() and not (folder / promotion.NAME).exists()
+    assert not (runs / chains.CHAIN).exists() and not (folder / chains.NAME).exists()
 
 
 def test_a_failed_gate_is_a_reason(runs: Path) -> None:
@@ -105,33 +106,33 @@ def test_a_crash_at_any_moment_is_completed(runs: Path, monkeypatch: pytest.Monk
         with pytest.raises(Crash):
             promotion.promote(folder, written, runs)
     done = promotion.recover(runs)
-    assert len(promotion.read_chain(runs)) == (1 if moment == "line" else 2)
+    assert len(chains.read_chain(runs)) == (1 if moment == "line" else 2)
     assert bool(done) == (moment != "line")
-    assert (folder / promotion.NAME).exists() == (moment != "line")
+    assert (folder / chains.NAME).exists() == (moment != "line")
     assert promotion.recover(runs) == []
 
 
 def test_a_line_torn_by_a_crash_is_taken_back(runs: Path) -> None:
     samples.execution(runs, *samples.configuration(1))
-    chain = runs / promotion.CHAIN
+    chain = runs / chains.CHAIN
     whole = chain.read_bytes()
     chain.write_bytes(whole + whole[:50])
-    with pytest.raises(promotion.ChainError, match="torn"):
-        promotion.read_chain(runs)
+    with pytest.raises(chains.ChainError, match="torn"):
+        chains.read_chain(runs)
     assert "took back" in promotion.recover(runs)[0]
     assert chain.read_bytes() == whole
 
 
 def test_recovery_does_not_heal_tampering(runs: Path) -> None:
     samples.two_phases(runs)
-    chain = runs / promotion.CHAIN
+    chain = runs / chains.CHAIN
     lines = chain.read_text().splitlines(keepends=True)
     for text in ("".join(lines[:1]), lines[1], "".join([*lines, lines[1]]), "".join(lines)[:-1], ""):
         chain.write_text(text)
         promotion.recover(runs)
         assert chain.read_text() == text
-        with pytest.raises(promotion.ChainError):
-            promotion.read_chain(runs)
+        with pytest.raises(chains.ChainError):
+            chains.read_chain(runs)
 
 
 def test_phase_one_builds_on_nothing_and_phase_two_on_phase_one(runs: Path) -> None:
@@ -209,9 +210,9 @@ def test_what_a_phase_builds_on_comes_from_one_reading(runs: Path, monkeypatch: 
     samples.two_phases(runs)
     third, fourth = samples.configuration(3), samples.configuration(4)[0]
     samples.execution(runs, *third, upstream=promotion.ground(third[0], runs).upstream)
-    read = promotion.read_chain
+    read = chains.read_chain
 
-    def overtaken(folder: Path) -> list[promotion.Promotion]:
+    def overtaken(folder: Path) -> list[chains.Promotion]:
         chain = read(folder)
         monkeypatch.setattr(promotion, "read_chain", read)
         samples.execution(
@@ -270,7 +271,7 @@ def test_a_profile_that_does_not_promote_builds_on_its_own_executions(runs: Path
 def test_a_damaged_chain_stops_the_next_phase(runs: Path) -> None:
     samples.two_phases(runs)
     config, _ = samples.configuration(3)
-    (runs / promotion.HEAD).write_text("{}")
+    (runs / chains.HEAD).write_text("{}")
     with pytest.raises(UpstreamError, match=r"promotions\.head"):
         promotion.ground(config, runs)
 
@@ -280,4 +281,4 @@ def test_writers_at_the_same_time_append_one_after_the_other(runs: Path) -> None
     made = [samples.execution(runs, config, resolved, promote=False) for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda pair: promotion.promote(pair[0], pair[1], runs), made))
-    assert [line.index for line in promotion.read_chain(runs)] == [0, 1, 2, 3]
+    assert [line.index for line in chains.read_chain(runs)] == [0, 1, 2, 3]

@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from dsv3lab.workbook import commands, pipeline, promotion, verify
+from dsv3lab.workbook import chain as chains
+from dsv3lab.workbook import commands, pipeline, verify
 from tests.workbook import lab
 from tests.workbook.lab import InProcess, fail, good, slow
 
@@ -18,7 +19,7 @@ def test_only_reuses_what_is_still_valid(conf: Path, runs: Path, child: type[InP
     assert child.calls == ["phase1/b"] and lab.statuses(runs) == {"a": "reused", "b": "ok"}
     assert f"reused from {first.name}" in capsys.readouterr().out
     assert os.path.samefile(first / "a" / "stage.json", lab.the_run(runs) / "a" / "stage.json")
-    assert verify.verify(runs).problems == [] and len(promotion.read_chain(runs)) == 1
+    assert verify.verify(runs).problems == [] and len(chains.read_chain(runs)) == 1
     child.calls = []
     assert pipeline.main(["phase1", "--from", "phase1/a"], conf=conf) == 0
     assert child.calls == ["phase1/a", "phase1/b"]

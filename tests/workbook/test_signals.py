@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from dsv3lab.workbook import notebook, pipeline, promotion, record
+from dsv3lab.workbook import chain as chains
+from dsv3lab.workbook import notebook, pipeline, record
 from tests.workbook import lab
 from tests.workbook.lab import InProcess, good
 
@@ -20,7 +21,7 @@ def test_sigterm_saves_records_and_is_75(conf: Path, runs: Path, child: type[InP
     out = capsys.readouterr().out
     assert "asked the notebook to save" in out and "interrupted by SIGTERM" in out
     assert "preempted: saved, run it again" in out
-    assert (lab.the_run(runs) / "report.html").is_file() and promotion.read_chain(runs) == []
+    assert (lab.the_run(runs) / "report.html").is_file() and chains.read_chain(runs) == []
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 

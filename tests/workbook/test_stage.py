@@ -11,7 +11,8 @@ import pytest
 
 from dsv3lab import plots
 from dsv3lab.config import ConfigError
-from dsv3lab.workbook import Stage, compose, files, gates, promotion, verdict
+from dsv3lab.workbook import Stage, compose, files, gates, verdict
+from dsv3lab.workbook import chain as chains
 from dsv3lab.workbook.promotion import UpstreamError
 from tests.workbook import samples
 
@@ -161,7 +162,7 @@ def test_work_survives_a_kill_and_by_hand_it_moves_in_on_close(runs: Path) -> No
     work = first.work("checkpoint")
     (work / "step").write_text("100")
     del first  # killed: never closed
-    second = Stage.open("phase2/train")
+    second = Stage.open("phase2/train", overrides=["eval.max_bytes_per_domain=50000"])
     assert second.work("checkpoint") == work and (work / "step").read_text() == "100"
     other = Stage.open("phase2/train", overrides=["train.tokens=4096"])
     assert other.work("checkpoint") != work
@@ -200,4 +201,4 @@ def test_the_preview_is_the_judgement(stage: Stage, capsys: pytest.CaptureFixtur
     text = capsys.readouterr().out
     assert text.endswith(f"{verdict.table(results)}\n")
     assert all(gate_id in text for gate_id in mine) and f"{len(mine)}/{len(mine)} gates pass" in text
-    assert promotion.CHAIN not in {path.name for path in stage.folder.iterdir()}
+    assert chains.CHAIN not in {path.name for path in stage.folder.iterdir()}

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dsv3lab.config import canonical
+from dsv3lab.workbook import chain as chains
 from dsv3lab.workbook import inputs, promotion, record, verify
 from dsv3lab.workbook.files import sha256_file
 from tests.workbook import samples
@@ -88,25 +89,25 @@ def test_files_outside_the_hashes_do_not_matter(copy: Path) -> None:
 
 
 def test_a_cut_last_line_is_named(copy: Path) -> None:
-    chain = copy / promotion.CHAIN
+    chain = copy / chains.CHAIN
     lines = chain.read_text().splitlines(keepends=True)
     chain.write_text(lines[0])
     assert named(copy, chain) and "cut" in "".join(findings(copy))
 
 
 def test_a_cut_of_line_and_head_together_is_named(copy: Path) -> None:
-    lines = (copy / promotion.CHAIN).read_text().splitlines(keepends=True)
-    (copy / promotion.CHAIN).write_text(lines[0])
-    first = promotion.check_chain(copy)[0][0]
-    (copy / promotion.HEAD).write_text(canonical({"count": 1, "sha256": first.sha256}) + "\n")
-    assert promotion.check_chain(copy)[1] == []
-    assert named(copy, next(copy.glob("phase2/*")) / promotion.NAME)
+    lines = (copy / chains.CHAIN).read_text().splitlines(keepends=True)
+    (copy / chains.CHAIN).write_text(lines[0])
+    first = chains.check_chain(copy)[0][0]
+    (copy / chains.HEAD).write_text(canonical({"count": 1, "sha256": first.sha256}) + "\n")
+    assert chains.check_chain(copy)[1] == []
+    assert named(copy, next(copy.glob("phase2/*")) / chains.NAME)
 
 
 def test_chain_and_head_gone_are_named(copy: Path) -> None:
-    (copy / promotion.CHAIN).unlink()
-    (copy / promotion.HEAD).unlink()
-    assert all(named(copy, folder / promotion.NAME) for folder in copy.glob("phase*/*"))
+    (copy / chains.CHAIN).unlink()
+    (copy / chains.HEAD).unlink()
+    assert all(named(copy, folder / chains.NAME) for folder in copy.glob("phase*/*"))
 
 
 def test_a_forged_record_is_named_although_its_folder_agrees(copy: Path) -> None:
