@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
@@ -35,6 +35,8 @@ class Environment:
     system: str
     cores: int
     memory_gib: float
+    variables: dict[str, str] = field(default_factory=dict)
+    """Environment variables by which JAX and XLA compute otherwise (`read_variables`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,15 +94,27 @@ def read_environment() -> Environment:
         system=f"{platform.system()} {platform.machine()}",
         cores=_cores(),
         memory_gib=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        variables=read_variables(os.environ),
     )
 
 
+def read_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """Those of `environment` that change what JAX and XLA compute: all of theirs but where caches lie and which device.
+
+    The device stands in the record as its scope.
+    """
+    same = ("JAX_PLATFORMS", "JAX_COMPILATION_CACHE_", "JAX_PERSISTENT_CACHE_", "JAX_ENABLE_COMPILATION_CACHE")
+    names = [name for name in environment if name.startswith(("JAX_", "XLA_")) and not name.startswith(same)]
+    return {name: environment[name] for name in sorted(names)}
+
+
 def environment_changes(old: Environment, new: Environment) -> list[str]:
-    """What changed between two environments and can change a number: Python (major.minor) and package versions."""
+    """What changed between two environments and can change a number: Python (major.minor), packages, JAX's variables."""
     lines = [
-        f"{name} {old.packages.get(name, 'absent')} -> {new.packages.get(name, 'absent')}"
-        for name in sorted(old.packages.keys() | new.packages.keys())
-        if old.packages.get(name) != new.packages.get(name)
+        f"{name} {before.get(name, 'absent')} -> {after.get(name, 'absent')}"
+        for before, after in ((old.packages, new.packages), (old.variables, new.variables))
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
     ]
     if old.python.split(".")[:2] != new.python.split(".")[:2]:
         lines.insert(0, f"Python {old.python} -> {new.python}")

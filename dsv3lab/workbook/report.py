@@ -212,6 +212,8 @@ def _environment(record: PhaseRecord) -> str:
         "host": f"{environment.system}, {environment.cores} cores, {environment.memory_gib} GiB",
         "Python": environment.python,
         "packages": ", ".join(f"{name} {version}" for name, version in environment.packages.items()),
+        "variables": ", ".join(f"{name}={value}" for name, value in environment.variables.items())
+        or "none of JAX's set",
         "revision": git,
         "configuration": record.config_sha256,
         "code": f"{len(record.inputs.code)} files, {len(record.inputs.lock)} lock files, hashed in record.json",

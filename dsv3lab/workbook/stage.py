@@ -156,7 +156,9 @@ class Stage:
         once the phase's record is written.
         """
         key = {section: plain(getattr(self.config, section)) for section in records.TRAINED}
-        key |= {"stage": self.name, "code": code_sha256(), "packages": read_environment().packages}
+        environment = read_environment()
+        key |= {"packages": environment.packages, "variables": environment.variables}
+        key |= {"stage": self.name, "code": code_sha256()}
         folder = runs_dir() / "work" / digest(key)[:16] / self.name.replace("/", "-") / _file_name(name)
         folder.mkdir(parents=True, exist_ok=True)
         if folder not in self._work:

@@ -247,6 +247,19 @@ def test_other_versions_make_stale_and_are_named(runs: Path, monkeypatch: pytest
         promotion.ground(config, runs)
 
 
+def test_variables_that_change_what_jax_computes_make_stale(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples.two_phases(runs)
+    config, _ = samples.configuration(3)
+    now = inputs.read_environment()
+    set_now = {"XLA_FLAGS": "--xla_cpu_enable_fast_math=true", "JAX_COMPILATION_CACHE_DIR": "cache", "HOME": "home"}
+    other = dataclasses.replace(now, variables=now.variables | inputs.read_variables(set_now))
+    monkeypatch.setattr(promotion, "read_environment", lambda: other)
+    with pytest.raises(
+        UpstreamError, match=r"phase2 is stale: XLA_FLAGS absent -> --xla_cpu_enable_fast_math=true; run"
+    ):
+        promotion.ground(config, runs)
+
+
 def test_profiles_do_not_mix(runs: Path) -> None:
     samples.two_phases(runs)
     other, _ = samples.configuration(2, "profile=ci")
