@@ -83,7 +83,7 @@ def run_config(
             domains={"prose": domain, "code": replace(domain, weight=3.0)},
         ),
         train=train or train_config(),
-        eval=configs.EvalConfig(max_bytes_per_domain=1000, batch_size=2),
+        eval=configs.EvalConfig(every=2, batch_size=2),
         study=configs.StudyConfig(
             batch_size=4,
             balance_alpha=0.01,

@@ -85,9 +85,7 @@ class TrainConfig:
 class EvalConfig:
     """What the final evaluation covers."""
 
-    max_bytes_per_domain: int = within(
-        1, unit="bytes", doc="validation documents are taken in order up to this many bytes"
-    )
+    every: int = within(1, unit="documents", doc="one held-out document of so many, by package and size")
     batch_size: int = within(1, unit="windows", doc="windows evaluated at once")
 
 

@@ -51,7 +51,7 @@ def collect(config: DataConfig) -> Corpus:
     its source is in validation. Of equal texts one is kept, a validation one if there is one.
 
     Raises:
-        ConfigError: if a held-out family names no listed package, or a package feeds both source and reference.
+        ConfigError: if a held-out family names no listed package or no text, or a package feeds both source and reference.
         DataError: if a package is missing or damaged, or a domain ends up without training or validation text.
     """
     check_packages(config)
@@ -72,6 +72,11 @@ def collect(config: DataConfig) -> Corpus:
                 else:
                     split["validation" if is_held_out(document, held_out) else "train"].append(document)
         kept[name], left_out[name] = split, counts
+    for family in (family for family in held_out if "/" in family):
+        if not any(is_held_out(document, [family]) for split in kept.values() for document in split["validation"]):
+            raise ConfigError(
+                f"domains: the held-out family '{family}' has no document; it must be a folder of the package"
+            )
     _drop_duplicates(kept, left_out)
     for name, domain in domains.items():
         split = {part: sorted(kept[name][part], key=_shuffled) for part in SPLITS}
@@ -89,14 +94,14 @@ def collect(config: DataConfig) -> Corpus:
 def is_held_out(document: Document, families: Iterable[str]) -> bool:
     """Whether a document belongs to one of the held-out families.
 
-    A family is a package ("tornado"), or a package and a folder or module in it ("scikit-learn/cluster"). The second
-    form is matched below the package's import folder, whatever that folder's name, and leaves the readme in training.
+    A family is a package ("tornado"), or a package and a folder in it ("scikit-learn/cluster"). The second form is
+    matched below the package's import folder, whatever that folder's name, and leaves the readme in training.
     """
     for family in families:
-        package, _, module = family.partition("/")
+        package, _, folder = family.partition("/")
         if document.package == package:
-            inside = document.id.split("/")[2:]  # package / import folder / ...
-            if not module or (inside and inside[0].removesuffix(".py") == module):
+            inside = document.id.split("/")[2:]  # package / import folder / folder / ...
+            if not folder or (len(inside) > 1 and inside[0] == folder):
                 return True
     return False
 

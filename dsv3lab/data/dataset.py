@@ -116,29 +116,32 @@ class Dataset:
         """How often each domain has been read through before `step`."""
         return {name: n / self.windows(name) for name, n in self.mixture.counts(step * batch_size).items()}
 
-    def validation(self, domain: str, *, max_bytes: int | None = None) -> Validation:
-        """The held-out documents of one domain.
+    def validation(self, domain: str, *, every: int = 1) -> Validation:
+        """The held-out documents of one domain, or a sample of them in which each package and each size has its share.
 
         Args:
             domain: its name.
-            max_bytes: documents are taken in order (one without meaning, see `corpus`) as long as their UTF-8 bytes do
-                not exceed this; at least one is taken. `None`: all.
+            every: one document of so many is taken, in the order of package and size. How well a compressor does depends
+                on the length of a document, so the first ones of a random order would be a matter of luck.
+
+        Returns:
+            The documents in the order of the folder, which has no meaning (see `corpus`).
         """
         path = self.folder / "documents" / self._known(domain) / "validation.jsonl.gz"
-        texts = [record["text"] for record in corpus.read_dolma(path)]
-        sizes = [len(text.encode()) for text in texts]
-        taken = len(sizes)
-        if max_bytes is not None:
-            taken = max(1, int(np.searchsorted(np.cumsum(sizes), max_bytes, side="right")))
+        found = [(record["metadata"]["package"], record["text"]) for record in corpus.read_dolma(path)]
+        sizes = [len(text.encode()) for _, text in found]
+        order = sorted(range(len(found)), key=lambda i: (found[i][0], sizes[i], i))
+        taken = sorted(order[min(every // 2, len(order) - 1) :: every])
         stream = _stream(self.folder / "validation" / f"{domain}.bin", self.manifest["dtype"])
         ends = np.flatnonzero(stream == self.end_of_document)  # the first stands before the first document
-        tokens = np.asarray(stream[: ends[taken] + 1], np.int32)
+        parts = [stream[:1], *(stream[ends[i] + 1 : ends[i + 1] + 1] for i in taken)]
+        tokens = np.concatenate(parts).astype(np.int32)
         targets, length = len(tokens) - 1, self.sequence_length
         n = -(-targets // length)
         padded = np.full(n * length + 1, self.end_of_document, np.int32)
         padded[: len(tokens)] = tokens
         windows = padded[np.arange(n)[:, None] * length + np.arange(length + 1)]
-        return Validation(windows, targets, texts[:taken], sizes[:taken])
+        return Validation(windows, targets, [found[i][1] for i in taken], [sizes[i] for i in taken])
 
     def _known(self, domain: str) -> str:
         if domain not in self.config.domains:
@@ -178,7 +181,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_bytes())
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); prepare the data first") from None
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}); delete {folder} and prepare the data again"
+        ) from None
     except ValueError as error:
         raise DataError(f"{path}: not valid JSON ({error}); delete {folder} and prepare the data again") from None
     if not isinstance(manifest, dict):

@@ -92,27 +92,8 @@ def _build(config: DataConfig, root: Path, say: Progress) -> Path:
         for name, split in collected.documents.items()
     }
     _require_windows(domains, config)
-    manifest = {
-        "format": FORMAT,
-        "digest": digest(
-            {
-                "format": FORMAT,
-                "config": plain(config),
-                "corpus": corpus_digest,
-                "tokenizer": sha256_file(temporary / "tokenizer.json"),
-            }
-        ),
-        "config": plain(config),
-        "dtype": dtype,
-        "vocab_size": trained.get_vocab_size(),
-        "corpus": {"digest": corpus_digest},
-        "domains": domains,
-        "files": {
-            path.relative_to(temporary).as_posix(): sha256_file(path)
-            for path in sorted(temporary.rglob("*"))
-            if path.is_file()
-        },
-    }
+    found = {"dtype": dtype, "vocab_size": trained.get_vocab_size(), "domains": domains}
+    manifest = _manifest(config, temporary, corpus_digest) | found
     (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
     folder = root / f"{config.name}-{manifest['digest'][:12]}"
     if folder.exists():  # the same content from another installation
@@ -121,6 +102,20 @@ def _build(config: DataConfig, root: Path, say: Progress) -> Path:
     else:
         os.rename(temporary, folder)
     return folder
+
+
+def _manifest(config: DataConfig, folder: Path, corpus_digest: str) -> dict[str, Any]:
+    """What a dataset is made of: its configuration, its corpus, its tokenizer, and the hash of each of its files."""
+    tokens = sha256_file(folder / "tokenizer.json")
+    made_of = {"format": FORMAT, "config": plain(config), "corpus": corpus_digest, "tokenizer": tokens}
+    files = {p.relative_to(folder).as_posix(): sha256_file(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        "format": FORMAT,
+        "digest": digest(made_of),
+        "config": plain(config),
+        "corpus": {"digest": corpus_digest},
+        "files": files,
+    }
 
 
 def _encode(trained: Tokenizer, items: list[Document], path: Path, dtype: str, length: int) -> dict[str, int]:

@@ -70,14 +70,14 @@ def evaluate(
     Args:
         model: what is evaluated, without its MTP modules.
         dataset: where the documents come from; windows have its context length and may begin inside a document.
-        config: how many bytes of each domain, and how many windows at once.
+        config: how much of the held-out text, and how many windows at once.
         execution: how the model computes.
         progress: receives one line for each domain.
     """
     scores: dict[str, Score] = {}
     for name in dataset.domains:
         started = time.monotonic()
-        held_out = dataset.validation(name, max_bytes=config.max_bytes_per_domain)
+        held_out = dataset.validation(name, every=config.every)
         nats, tokens = validation_loss(
             model, held_out.windows, targets=held_out.targets, batch_size=config.batch_size, execution=execution
         )

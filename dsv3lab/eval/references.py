@@ -108,7 +108,7 @@ def references(dataset: Dataset, *, config: EvalConfig, windows: np.ndarray) -> 
     bigram, corpus = fit([windows]), fit(dataset.training_tokens(name) for name in dataset.domains)
     measured = {
         name: measure(
-            dataset.validation(name, max_bytes=config.max_bytes_per_domain),
+            dataset.validation(name, every=config.every),
             bigram=bigram,
             corpus=corpus,
             token_bytes=dataset.token_bytes,

@@ -39,11 +39,17 @@ def test_a_family_held_out_in_one_domain_is_held_out_in_all(site: Path):
     [("pkg", True), ("pkg/sub", True), ("pkg/su", False), ("pkg/folder", False), ("pk", False), ("other/sub", False)],
 )
 def test_families_match_whole_names_below_the_import_folder(family: str, held_out: bool):
-    for path in ("pkg/folder/sub/a.py", "pkg/folder/sub.py"):
-        assert is_held_out(Document(path, "text", "pkg"), [family]) == held_out
+    assert is_held_out(Document("pkg/folder/sub/a.py", "text", "pkg"), [family]) == held_out
 
 
-def test_the_readme_of_a_package_with_a_held_out_module_stays_in_training():
+def test_one_file_is_no_family(site: Path):
+    assert not is_held_out(Document("pkg/folder/sub.py", "text", "pkg"), ["pkg/sub"])
+    domain = {"kind": "source", "weight": 1.0, "packages": ["alpha", "beta"], "max_bytes": 9}
+    with pytest.raises(ConfigError, match="'beta/m0' has no document"):
+        collect(data_config(domains={"source": domain | {"validation": ["beta/m0"]}}))
+
+
+def test_the_readme_of_a_package_with_a_held_out_folder_stays_in_training():
     assert not is_held_out(Document("pkg/README", "text", "pkg"), ["pkg/sub"])
 
 

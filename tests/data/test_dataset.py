@@ -62,14 +62,16 @@ def test_windows_hold_every_byte_of_the_documents_once(dataset: Dataset):
         assert held_out.windows[0, 0] == dataset.end_of_document
 
 
-def test_validation_can_be_cut_after_a_document(dataset: Dataset):
+@pytest.mark.parametrize("every", [1, 2, 3, 1000])
+def test_a_sample_of_the_held_out_documents_has_every_size(dataset: Dataset, every: int):
     everything = dataset.validation("source")
-    two = sum(everything.n_bytes[:2])
-    for limit, taken in ((1, 1), (two - 1, 1), (two, 2), (10**9, len(everything.documents))):
-        part = dataset.validation("source", max_bytes=limit)
-        assert part.documents == everything.documents[:taken] and part.n_bytes == everything.n_bytes[:taken]
-        tokens = part.windows[:, 1:].reshape(-1)[: part.targets]
-        assert text_of(dataset, tokens) == "".join(part.documents) and tokens[-1] == dataset.end_of_document
+    part = dataset.validation("source", every=every)
+    by_size = sorted(everything.n_bytes)  # of one package
+    assert sorted(part.n_bytes) == by_size[min(every // 2, len(by_size) - 1) :: every]
+    assert part.n_bytes == [len(text.encode()) for text in part.documents]
+    assert part.documents == [text for text in everything.documents if text in part.documents]
+    tokens = part.windows[:, 1:].reshape(-1)[: part.targets]
+    assert text_of(dataset, tokens) == "".join(part.documents) and tokens[-1] == dataset.end_of_document
 
 
 def test_the_manifest_counts_what_is_there(dataset: Dataset):

@@ -71,7 +71,7 @@ def test_a_cost_that_is_not_finite_is_not_hidden_and_padding_does_not_add_one():
 
 
 def test_a_uniform_model_costs_the_logarithm_of_the_vocabulary(dataset: Dataset):
-    config = configs.EvalConfig(max_bytes_per_domain=10**6, batch_size=8)
+    config = configs.EvalConfig(every=1, batch_size=8)
     lines: list[str] = []
     model = Table(jnp.zeros((dataset.vocab_size, dataset.vocab_size)))
     found = evaluate(model, dataset, config=config, progress=lines.append)
@@ -85,12 +85,12 @@ def test_a_uniform_model_costs_the_logarithm_of_the_vocabulary(dataset: Dataset)
     assert found.overall.bytes == sum(score.bytes for score in found.domains.values())
 
 
-def test_evaluation_covers_as_many_bytes_as_configured(dataset: Dataset):
-    config = configs.EvalConfig(max_bytes_per_domain=1, batch_size=8)
+def test_evaluation_covers_as_many_documents_as_configured(dataset: Dataset):
+    config = configs.EvalConfig(every=1000, batch_size=8)
     model = Table(jnp.zeros((dataset.vocab_size, dataset.vocab_size)))
     found = evaluate(model, dataset, config=config, progress=lambda line: None)
     for name, score in found.domains.items():
-        part = dataset.validation(name, max_bytes=1)
+        part = dataset.validation(name, every=1000)
         assert (score.bytes, score.tokens) == (part.n_bytes[0], part.targets)
     assert found.domains["source"].bytes < sum(dataset.validation("source").n_bytes)
 

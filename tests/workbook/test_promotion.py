@@ -172,8 +172,8 @@ def test_another_configuration_makes_stale_and_is_named(runs: Path) -> None:
 
 def test_other_measuring_makes_stale_too(runs: Path) -> None:
     samples.two_phases(runs)
-    other, _ = samples.configuration(3, "eval.max_bytes_per_domain=1234")
-    with pytest.raises(UpstreamError, match=r"phase2 is stale: eval\.max_bytes_per_domain \d+ -> 1234"):
+    other, _ = samples.configuration(3, "eval.every=7")
+    with pytest.raises(UpstreamError, match=r"phase2 is stale: eval\.every \d+ -> 7"):
         promotion.ground(other, runs)
 
 

@@ -162,7 +162,7 @@ def test_work_survives_a_kill_and_by_hand_it_moves_in_on_close(runs: Path) -> No
     work = first.work("checkpoint")
     (work / "step").write_text("100")
     del first  # killed: never closed
-    second = Stage.open("phase2/train", overrides=["eval.max_bytes_per_domain=50000"])
+    second = Stage.open("phase2/train", overrides=["eval.every=7"])
     assert second.work("checkpoint") == work and (work / "step").read_text() == "100"
     other = Stage.open("phase2/train", overrides=["train.tokens=4096"])
     assert other.work("checkpoint") != work
