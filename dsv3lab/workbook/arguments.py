@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dsv3lab.config import ConfigError, RunConfig, nearest
+from dsv3lab.workbook import inputs
 from dsv3lab.workbook import waivers as waiver_files
 from dsv3lab.workbook.compose import compose, overridden
 from dsv3lab.workbook.waivers import Waiver
@@ -51,6 +52,10 @@ class Prepared:
     """Where stages, gates and profile are not the committed ones: reasons against promotion."""
 
 
+JUDGES = ("gates", "phase", "profile", "eval", "study")
+"""Folders of the configuration that say what is measured and what it must reach."""
+
+
 def prepare(name: str, arguments: Arguments, *, conf: Path) -> Prepared:
     """Compose the phase `name` ("phase1") and check the stages that the arguments name.
 
@@ -74,7 +79,7 @@ def prepare(name: str, arguments: Arguments, *, conf: Path) -> Prepared:
         order=tuple(order),
         chosen=tuple(chosen),
         waivers=tuple(found),
-        overridden=tuple(overridden(config, conf=conf) if arguments.overrides and config.profile.promotes else ()),
+        overridden=tuple(_not_committed(config, arguments, conf) if config.profile.promotes else ()),
     )
 
 
@@ -134,3 +139,9 @@ def stage_order(config: RunConfig) -> list[str]:
         else:
             raise ConfigError(f"phase.stages: {', '.join(left)} need each other")
     return order
+
+
+def _not_committed(config: RunConfig, arguments: Arguments, conf: Path) -> list[str]:
+    """Why the record of this run would not be judged by what is committed."""
+    edited = [f"{file} is not committed" for file in inputs.uncommitted(conf, *JUDGES)]
+    return edited + (overridden(config, conf=conf) if arguments.overrides else [])

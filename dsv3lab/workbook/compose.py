@@ -36,10 +36,11 @@ def compose(
 
 
 def overridden(config: RunConfig, *, conf: Path = CONF) -> list[str]:
-    """Where stages, gates and profile of `config` are not those that `conf` holds for a profile of this name.
+    """Where `config` measures or judges otherwise than `conf` does for a profile of this name.
 
     Anybody may try another threshold, but promoted records are judged by the committed gates: a bar that was lowered
-    or raised, a stage with another notebook and a profile that promotes only on the command line are all named.
+    or raised, a stage with another notebook and a profile that promotes only on the command line are all named; so are
+    other held-out text, other sizes of what is timed or compared, and fewer devices.
 
     Returns:
         One sentence for each difference; empty if there is none.
@@ -49,18 +50,22 @@ def overridden(config: RunConfig, *, conf: Path = CONF) -> list[str]:
     if name not in known:
         return [f"profile.name is {name} on the command line, but there is no {conf.name}/profile/{name}.yaml"]
     committed, _ = compose([f"profile={name}"], phase=number, conf=conf)
-    lines = _told("profile.", committed.profile, config.profile, f"{conf.name}/profile/{name}.yaml")
+    lines = _told("profile.", committed.profile, config.profile, f"in {conf.name}/profile/{name}.yaml")
+    alone = f"with profile={name} alone"
+    for section in ("eval", "study", "parallel"):
+        lines += _told(f"{section}.", getattr(committed, section), getattr(config, section), alone)
+    lines += _told("train.checkpoint.", committed.train.checkpoint, config.train.checkpoint, alone)
     for kind, folder in (("stages", "phase"), ("gates", "gates")):
         file = f"{conf.name}/{folder}/phase{number}.yaml"
         held, given = getattr(committed.phase, kind), getattr(config.phase, kind)
         for entry in sorted(held.keys() | given.keys()):
             what = f"{kind.removesuffix('s')} {entry}"
             if entry in held and entry in given:
-                lines += _told(f"{what}.", held[entry], given[entry], file)
+                lines += _told(f"{what}.", held[entry], given[entry], f"in {file}")
             else:
                 lines.append(f"{what} is only {f'in {file}' if entry in held else 'on the command line'}")
     held, given = ({**plain(side.phase), "stages": {}, "gates": {}} for side in (committed, config))
-    return lines + _told("phase.", held, given, f"{conf.name}/phase/phase{number}.yaml")
+    return lines + _told("phase.", held, given, f"in {conf.name}/phase/phase{number}.yaml")
 
 
 def dump(resolved: Mapping[str, Any]) -> str:
@@ -73,8 +78,8 @@ def load(path: Path) -> RunConfig:
     return build(RunConfig, read_yaml(path))
 
 
-def _told(prefix: str, held: Any, given: Any, file: str) -> list[str]:
-    return [f"{prefix}{k} is {new} on the command line, {old} in {file}" for k, (old, new) in diff(held, given).items()]
+def _told(prefix: str, held: Any, given: Any, where: str) -> list[str]:
+    return [f"{prefix}{k} is {new} on the command line, {old} {where}" for k, (old, new) in diff(held, given).items()]
 
 
 def _resolve(overrides: list[str], *, phase: int | None, conf: Path) -> dict[str, Any]:

@@ -121,6 +121,15 @@ def environment_changes(old: Environment, new: Environment) -> list[str]:
     return lines
 
 
+def uncommitted(folder: Path, *names: str) -> list[str]:
+    """The files below `folder` whose contents git has not committed, of the given folders and files; sorted.
+
+    Nothing outside a git checkout: there is no telling then.
+    """
+    listed = _git(folder, "status", "--porcelain", "--untracked-files=all", "--", *names)
+    return sorted(line.split(maxsplit=1)[1] for line in listed.splitlines())
+
+
 def _git(root: Path, *arguments: str) -> str:
     try:
         done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=20, check=False)

@@ -239,7 +239,8 @@ def blockers(stages: Sequence[StageOutcome], scope: Device) -> list[str]:
     """Why these outcomes cannot be promoted; empty if they can.
 
     A blocking gate must have passed or be waived. One that was skipped because it is for another kind of device than
-    `scope` does not block: the promotion's scope says what was not shown.
+    `scope` does not block by itself: the promotion's scope says what was not shown. But each stage needs a throughput
+    gate and a loss or error gate that was judged on this device.
     """
     reasons = []
     for stage in (stage for stage in stages if not stage.finished):
@@ -252,7 +253,18 @@ def blockers(stages: Sequence[StageOutcome], scope: Device) -> list[str]:
         elsewhere = known and result.status == "skipped" and result.requires_device not in ("any", scope.platform)
         if result.severity == "block" and result.status not in ("pass", "waived") and not elsewhere:
             reasons.append(f"gate {result.gate_id}: {result.status}: {result.message}")
-    return reasons
+    return reasons + [line for stage in stages if stage.finished for line in _unjudged(stage, scope)]
+
+
+def _unjudged(stage: StageOutcome, scope: Device) -> list[str]:
+    """The kinds of gate of which a stage has some, but only for other devices than it ran on."""
+    lines = []
+    for what, roles in (("throughput", ("throughput",)), ("loss or error", ("loss", "error"))):
+        gates = [result for result in stage.results if result.severity == "block" and result.role in roles]
+        if gates and all(result.status == "skipped" for result in gates):
+            needs = ", ".join(f"{result.gate_id} is for {result.requires_device}" for result in gates)
+            lines.append(f"stage {stage.name}: no {what} gate was judged on {scope.kind}: {needs}")
+    return lines
 
 
 def first_line(text: str) -> str:

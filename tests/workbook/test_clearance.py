@@ -46,7 +46,7 @@ def test_a_gate_that_did_not_pass_is_listed(runs: Path, monkeypatch: pytest.Monk
 
     def let_through(*arguments: object) -> list[gates.GateResult]:
         first, *others = passing(*arguments)  # type: ignore[arg-type]
-        changed = dataclasses.replace(first, status=cast(gates.Status, status), requires_device="gpu")
+        changed = dataclasses.replace(first, status=cast(gates.Status, status), requires_device="gpu", role="other")
         return [changed, *others]
 
     monkeypatch.setattr(samples, "passing", let_through)

@@ -88,12 +88,25 @@ def test_what_departs_from_the_committed_gates_is_named_key_by_key() -> None:
             "phase.stages.mla.notebook=other.ipynb",
             "phase.requires_phase=3",
             "profile.bench_repeats=1",
+            "eval.every=50",
+            "study.checked_tokens=1",
+            "parallel.data=1",
+            "train.checkpoint.interval=99999",
         ],
         phase=1,
     )
     repeats, stage = config.profile.bench_repeats, config.phase.stages["mla"]
     assert compose.overridden(changed) == [
         f"profile.bench_repeats is 1 on the command line, {repeats} in conf/profile/default.yaml",
+        *(
+            f"{key} is {new} on the command line, {old} with profile=default alone"
+            for key, new, old in (
+                ("eval.every", 50, config.eval.every),
+                ("study.checked_tokens", 1, config.study.checked_tokens),
+                ("parallel.data", 1, config.parallel.data),
+                ("train.checkpoint.interval", 99999, config.train.checkpoint.interval),
+            )
+        ),
         f"stage mla.notebook is other.ipynb on the command line, {stage.notebook} in conf/phase/phase1.yaml",
         *sorted(
             [

@@ -64,6 +64,21 @@ def test_gates_of_the_command_line_are_judged_and_never_promote(
         promotion.promote(lab.the_run(runs), written, runs)
 
 
+def test_a_gate_that_was_edited_and_not_committed_does_not_promote(
+    conf: Path, runs: Path, child: type, capsys: Any
+) -> None:
+    for words in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "a"]):
+        subprocess.run(["git", *words], cwd=conf, check=True)
+    (conf / "model" / "nano.yaml").write_text((conf / "model" / "nano.yaml").read_text() + "# another model\n")
+    gates = conf / "gates" / "phase1.yaml"
+    gates.write_text(gates.read_text().replace("threshold: 10.0", "threshold: 1.0"))
+    assert pipeline.main(["phase1"], conf=conf) == 1
+    out = capsys.readouterr().out
+    assert "will not be promoted: gates/phase1.yaml is not committed" in out and "nano.yaml" not in out
+    subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qam", "b"], cwd=conf, check=True)
+    assert pipeline.main(["phase1"], conf=conf) == 0
+
+
 def test_a_profile_that_promotes_on_the_command_line_only_is_not_promoted(
     conf: Path, runs: Path, child: type, capsys: Any
 ) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import threading
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +15,8 @@ from dsv3lab.workbook import files, gates, inputs, promotion, record
 from dsv3lab.workbook.gates import Device
 from dsv3lab.workbook.record import StageOutcome
 from tests.workbook import samples
+
+H100 = Device(kind="NVIDIA H100", count=1)
 
 
 def test_the_record_covers_every_file_and_reads_back(runs: Path) -> None:
@@ -71,11 +74,21 @@ def test_an_unfinished_stage_blocks(status: str) -> None:
     assert status.replace("_", " ") in reason and "first" in reason and "second" not in reason
 
 
-def outcome(status: str, *, device: str = "any", severity: str = "block", ran_on: Device = samples.CPU) -> list[str]:
-    changes = {"requires": {"device": device, "count": 1}, "severity": severity}
+def outcome(
+    status: str,
+    *,
+    device: str = "any",
+    severity: str = "block",
+    role: str = "error",
+    ran_on: Device = samples.CPU,
+    beside: str = "",
+) -> list[str]:
+    """The reasons against a stage with one gate of this status, and another of the status `beside` if one is given."""
+    changes = {"requires": {"device": device, "count": 1}, "severity": severity, "role": role}
     gate = build(GateConfig, {**samples.GATE, **changes})
     result = gates.evaluate(gate, "g", points=[], executed=True, device=samples.CPU)
-    results = (dataclasses.replace(result, status=cast(Any, status)),)
+    statuses = (status, beside) if beside else (status,)
+    results = tuple(dataclasses.replace(result, status=cast(Any, one)) for one in statuses)
     stage = StageOutcome(name="train", status="ok", results=results, device=ran_on)
     return record.blockers([stage], record.scope_of([stage]))
 
@@ -88,10 +101,19 @@ def test_which_results_block() -> None:
 
 
 def test_a_gate_for_a_gpu_does_not_block_a_cpu_promotion() -> None:
-    assert outcome("skipped", device="gpu") == []
-    assert outcome("skipped", device="cpu")
-    assert outcome("fail", device="gpu")
-    assert outcome("skipped", device="cpu", ran_on=Device(kind="NVIDIA H100", count=1)) == []
+    assert outcome("skipped", device="gpu", role="other") == []
+    assert outcome("skipped", device="cpu", role="other")
+    assert outcome("fail", device="gpu", role="other")
+    assert outcome("skipped", device="cpu", role="other", ran_on=H100) == []
+
+
+@pytest.mark.parametrize("role", ["throughput", "loss", "error"])
+def test_a_stage_whose_gates_are_all_for_other_devices_blocks(role: str) -> None:
+    (reason,) = outcome("skipped", device="cpu", role=role, ran_on=H100)
+    assert re.search(r"stage train: no .*gate was judged on NVIDIA H100: g is for cpu", reason) and role in reason
+    assert outcome("skipped", device="cpu", role=role, ran_on=H100, beside="pass") == []
+    assert outcome("skipped", device="cpu", role=role, ran_on=H100, beside="waived") == []
+    assert outcome("skipped", device="cpu", role=role, ran_on=H100, beside="skipped")
 
 
 def test_a_scope_that_nobody_names_blocks() -> None:
