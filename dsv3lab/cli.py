@@ -96,6 +96,10 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"dsv3lab {name}: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        from dsv3lab.workbook.statuses import unforeseen
+
+        return unforeseen(error)
 
 
 def overview() -> str:
@@ -150,14 +154,20 @@ def train(argv: list[str]) -> int:
     parts = [config.model, config.data, config.train, config.precision]
     directory = args.directory or runs_dir() / "train" / digest(parts)[:12]
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / "config.resolved.yaml"
+    final = directory / "config.resolved.yaml"
+    path = final.with_name(f"{final.name}.new") if final.exists() else final
     path.write_text(dump(resolved))
     status, printed = child("dsv3lab.data", "--config", str(path), capture=True)
     if status:
         return status
     data = printed.splitlines()[-1]
     stop = [] if args.stop_after is None else ["--stop-after", str(args.stop_after)]
-    return child("dsv3lab.train", "--config", str(path), "--data", data, "--directory", str(directory), *stop)[0]
+    status, _ = child("dsv3lab.train", "--config", str(path), "--data", data, "--directory", str(directory), *stop)
+    if status in (0, 75):  # else the directory may be another run's, whose configuration stays
+        path.replace(final)
+    else:
+        path.unlink() if path != final else None
+    return status
 
 
 def child(module: str, *arguments: str, capture: bool = False) -> tuple[int, str]:

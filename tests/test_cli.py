@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from dsv3lab import cli
+from dsv3lab.workbook import pipeline
 from tests.conftest import ROOT
 
 
@@ -123,3 +124,17 @@ def test_a_reader_that_has_read_enough_is_no_error(tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment, stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_what_nobody_foresaw_is_an_execution_error_and_not_a_failed_gate(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, **__: object) -> int:
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr("dsv3lab.workbook.verify.verify", broken)
+    assert cli.main(["verify", "."]) == 3
+    monkeypatch.setattr("dsv3lab.workbook.pipeline.parse", broken)
+    assert pipeline.main(["phase1"]) == 3 and pipeline.main_all([]) == 3
+    said = capsys.readouterr().err
+    assert said.count("RuntimeError: boom") == 3 and said.count("dsv3lab stopped on RuntimeError, a defect") == 3

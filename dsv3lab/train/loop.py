@@ -17,12 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsv3lab.config import ConfigError, ModelConfig, RunConfig, TrainConfig, plain, runs_dir
+from dsv3lab.config.text import clock
 from dsv3lab.measure import matmul_peak
 from dsv3lab.model import DeepSeek, Execution
 from dsv3lab.parallel import make_execution
 from dsv3lab.plan import flops_per_token
 from dsv3lab.train import checkpoint, validation
-from dsv3lab.train.metrics import Clock, duration, of_report
+from dsv3lab.train.metrics import Clock, of_report
 from dsv3lab.train.reports import Reports
 from dsv3lab.train.step import TrainState, train_step
 
@@ -285,7 +286,7 @@ class _Run:
         left = (self.total - self.done) / rate
         self.progress(
             f"step {self.done}/{self.total}  loss {loss:.4f}  {rate * self.clock.tokens_per_step:,.0f} tokens/s  "
-            f"elapsed {duration(elapsed)}  ETA {duration(left)}"
+            f"elapsed {clock(elapsed)}  ETA {clock(left)}"
         )
 
     def _save(self) -> Path:

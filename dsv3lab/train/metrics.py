@@ -45,8 +45,17 @@ def of_step(parts: Losses, *, grad_norm: Float[Array, ""], lr: Float[Array, ""])
 
 
 def of_report(step: dict[str, Array]) -> dict[str, float]:
-    """The metrics of one step under the names that a run reports, as plain numbers."""
-    violation = np.asarray(step["maxvio"])
+    """The metrics of one step under the names that a run reports, as plain numbers.
+
+    Of the loads: the lowest and the highest of each MoE layer (MTP modules last), as multiples of the layer's mean.
+    """
+    violation, loads = np.asarray(step["maxvio"]), np.asarray(step["loads"], np.float64)
+    shares = loads / np.maximum(loads.mean(axis=1, keepdims=True), 1)
+    extremes = {
+        f"train/load_{name}/moe_{layer}": float(value)
+        for name, of in (("lowest", shares.min), ("highest", shares.max))
+        for layer, value in enumerate(of(axis=1) if shares.size else ())
+    }
     return {
         "train/loss": float(step["loss"]),
         "train/mtp_loss": float(step["mtp_loss"]),
@@ -57,6 +66,7 @@ def of_report(step: dict[str, Array]) -> dict[str, float]:
         "train/maxvio": float(violation.mean()) if violation.size else 0.0,
         "train/maxvio_worst_layer": float(violation.max()) if violation.size else 0.0,
         "train/dead_experts": float(step["dead_experts"]),
+        **extremes,
     }
 
 
@@ -92,10 +102,3 @@ class Clock:
             "perf/matmul_peak_flops": self.peak_flops,
             "perf/peak_fraction": tokens_per_s * self.flops_per_token / self.peak_flops,
         }
-
-
-def duration(seconds: float) -> str:
-    """`m:ss`, or `h:mm:ss` from an hour on."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -7,7 +7,7 @@ holds its own line as `promotion.json`, so that a cut of both is seen too. Tampe
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from dsv3lab.config import build, canonical
 from dsv3lab.workbook import commands
@@ -91,6 +91,11 @@ def check_chain(runs: Path) -> tuple[list[Promotion], list[str]]:
     return promotions, problems
 
 
+def _inside(record: str) -> bool:
+    path = PurePosixPath(record)
+    return not path.is_absolute() and ".." not in path.parts and len(path.parts) == 3
+
+
 def _read_lines(chain: Path) -> tuple[list[Promotion], list[str]]:
     promotions: list[Promotion] = []
     problems: list[str] = []
@@ -105,6 +110,8 @@ def _read_lines(chain: Path) -> tuple[list[Promotion], list[str]]:
             promotion = build(Promotion, json.loads(line))
             if promotion.line != line:
                 problems.append(f"{chain}: line {number} is not in the form it was written in")
+            if not _inside(promotion.record):
+                raise ValueError(f"record '{promotion.record}' is not a path below the runs folder")
             if promotion.prev_sha256 != previous or promotion.index != number - 1:
                 problems.append(f"{chain}: line {number} does not follow the line before it")
             promotions.append(promotion)

@@ -4,8 +4,8 @@ import shutil
 import textwrap
 
 from dsv3lab.config import GateConfig, RunConfig
+from dsv3lab.config.text import clock
 from dsv3lab.workbook.gates import stage_gates
-from dsv3lab.workbook.progress import clock
 from dsv3lab.workbook.verdict import figure
 
 

@@ -29,21 +29,19 @@ from dsv3lab.workbook.process import BusyError, Interrupts, counted_interrupts, 
 from dsv3lab.workbook.progress import Durations, StageLine
 from dsv3lab.workbook.promotion import Ground, UpstreamError
 from dsv3lab.workbook.record import PhaseRecord, RecordError, StageOutcome
-from dsv3lab.workbook.summary import (
+from dsv3lab.workbook.statuses import (
     EXECUTION_ERROR,
     GATE_FAILED,
     PREEMPTED,
     PROMOTED,
     UPSTREAM_MISSING,
     USAGE,
-    Finished,
-    passes,
-    print_all,
-    print_phase,
-    shown,
+    statuses_only,
 )
+from dsv3lab.workbook.summary import Finished, passes, print_all, print_phase, shown
 
 
+@statuses_only
 def main(argv: Sequence[str], *, conf: Path = CONF) -> int:
     """Run the phase that `argv[0]` names ("phase1"), with the rest as its arguments; returns the exit status."""
     name = argv[0] if argv else ""
@@ -63,6 +61,7 @@ def main(argv: Sequence[str], *, conf: Path = CONF) -> int:
     return run_phase(prepared).status
 
 
+@statuses_only
 def main_all(argv: Sequence[str], *, conf: Path = CONF) -> int:
     """Run all four phases in order until one is not passed; `--from phaseN` starts there. Returns the exit status."""
     try:

@@ -13,19 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
+from dsv3lab.config.text import clock
 from dsv3lab.workbook.files import write_atomic
 
 REDRAW_S = 0.5
 PLAIN_S = 15.0
 KEPT = 5
 _MARKS = {"ok": "✓", "reused": "↺", "not_run": "–"}
-
-
-def clock(seconds: float) -> str:
-    """`0:07`, `12:30` or `1:02:03`."""
-    whole = max(0, round(seconds))
-    hours, rest = divmod(whole, 3600)
-    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
 
 
 class Durations:

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from dsv3lab.config import ROOT
+from dsv3lab.config.text import clock
 from dsv3lab.workbook import commands, notebook, report, verdict
 from dsv3lab.workbook import record as records
 from dsv3lab.workbook.arguments import PHASES, Prepared
-from dsv3lab.workbook.progress import clock
 from dsv3lab.workbook.record import PhaseRecord, StageOutcome
-
-PROMOTED, GATE_FAILED, USAGE, EXECUTION_ERROR, UPSTREAM_MISSING, PREEMPTED = 0, 1, 2, 3, 4, 75
+from dsv3lab.workbook.statuses import EXECUTION_ERROR, GATE_FAILED, PREEMPTED, PROMOTED, UPSTREAM_MISSING, USAGE
 
 
 @dataclass(frozen=True, kw_only=True)

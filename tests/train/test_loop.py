@@ -29,6 +29,7 @@ STEPS = 6
 PER_STEP = {
     *("train/loss", "train/mtp_loss", "train/balance_loss", "train/total", "train/grad_norm", "train/lr"),
     *("train/maxvio", "train/maxvio_worst_layer", "train/dead_experts", "train/tokens"),
+    *(f"train/load_{name}/moe_{layer}" for name in ("lowest", "highest") for layer in range(3)),
     *("perf/tokens_per_s", "perf/step_time_p50_s", "perf/step_time_p95_s", "perf/data_wait_fraction"),
     *("perf/matmul_peak_flops", "perf/peak_fraction"),
 }

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dsv3lab.workbook.progress import PLAIN_S, REDRAW_S, Durations, StageLine, clock
+from dsv3lab.config.text import clock
+from dsv3lab.workbook.progress import PLAIN_S, REDRAW_S, Durations, StageLine
 
 
 class Clock:

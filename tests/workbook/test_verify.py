@@ -62,6 +62,17 @@ def test_a_flipped_byte_in_any_file_is_named(copy: Path) -> None:
     assert findings(copy) == []
 
 
+def test_no_byte_of_a_promoted_path_leads_elsewhere(copy: Path) -> None:
+    chain = copy / chains.CHAIN
+    before = chain.read_bytes()
+    start = before.index(b'"record":"') + len(b'"record":"')
+    for place in range(start, before.index(b'"', start)):
+        for byte in (b"/", b".", b"\0"):
+            if before[place : place + 1] != byte:
+                chain.write_bytes(before[:place] + byte + before[place + 1 :])
+                assert named(copy, chain), (place, byte)
+
+
 def test_a_deleted_file_is_named(copy: Path) -> None:
     for path in recorded(copy):
         before = path.read_bytes()
