@@ -13,6 +13,7 @@ flushed to the disk and renamed: it exists whole or not at all. What a killed pr
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -68,7 +69,8 @@ def export_final(folder: Path, state: TrainState, *, identity: Mapping[str, Any]
 
 def steps(directory: Path) -> list[int]:
     """The steps of the checkpoints in `directory`, oldest first."""
-    return sorted(int(folder.name.removeprefix(_PREFIX)) for folder in directory.glob(f"{_PREFIX}*"))
+    names = (folder.name.removeprefix(_PREFIX) for folder in directory.glob(f"{_PREFIX}*"))
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def clean(directory: Path) -> None:
@@ -105,6 +107,10 @@ def restore(directory: Path, like: TrainState, *, identity: Mapping[str, Any]) -
     if differences:
         keys = "; ".join(f"{key}: checkpoint {old!r}, now {new!r}" for key, (old, new) in differences.items())
         raise ConfigError(f"{folder}: belongs to another run ({keys}); use another directory, or put the values back")
+    made, now = {"device": meta.get("device"), **meta.get("versions", {})}, {"device": _device(), **_versions()}
+    if made != now:
+        changes = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in diff(made, now).items())
+        warnings.warn(f"{folder}: made elsewhere ({changes}): the run goes on, but not bit for bit", stacklevel=2)
     model = _restore_tree(folder / "model", like.model)
     opt_state = _restore_tree(folder / "optimizer", like.opt_state)
     step = _place(jax.ShapeDtypeStruct((), like.step.dtype))
@@ -153,6 +159,14 @@ def verify(folder: Path) -> str:
     return manifest["digest"]
 
 
+def _versions() -> dict[str, str]:
+    return {"jax": jax.__version__, "orbax": ocp.__version__}
+
+
+def _device() -> str:
+    return jax.devices()[0].device_kind
+
+
 def _write(target: Path, trees: Mapping[str, Any], *, step: int, identity: Mapping[str, Any]) -> None:
     """Write trees, meta and manifest beside `target`, flush them to the disk, and move them into place."""
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -162,9 +176,7 @@ def _write(target: Path, trees: Mapping[str, Any], *, step: int, identity: Mappi
     for name, tree in trees.items():
         with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
             writer.save((temporary / name).resolve(), args=ocp.args.StandardSave(_by_name(tree)))
-    versions = {"jax": jax.__version__, "orbax": ocp.__version__}
-    device = jax.devices()[0].device_kind
-    meta = {"schema": 1, "step": step, "identity": plain(identity), "versions": versions, "device": device}
+    meta = {"schema": 1, "step": step, "identity": plain(identity), "versions": _versions(), "device": _device()}
     (temporary / META).write_text(canonical(meta) + "\n")
     files = {path.relative_to(temporary).as_posix(): sha256_file(path) for path in _files(temporary)}
     (temporary / MANIFEST).write_text(canonical({"files": files, "digest": digest(files)}) + "\n")

@@ -23,7 +23,7 @@ def read(directory: Path) -> list[Point]:
         ValueError: for a whole line that is not a report; names file and line.
     """
     path = directory / NAME
-    *lines, _ = path.read_text().split("\n") if path.exists() else [""]
+    *lines, _ = path.read_bytes().split(b"\n") if path.exists() else [b""]
     return [_point(path, number, line) for number, line in enumerate(lines, 1)]
 
 
@@ -58,7 +58,7 @@ def _line(point: Point) -> str:
     return json.dumps({"step": point[0], "metrics": point[1]}) + "\n"
 
 
-def _point(path: Path, number: int, line: str) -> Point:
+def _point(path: Path, number: int, line: bytes) -> Point:
     try:
         entry = json.loads(line)
         return int(entry["step"]), dict(entry["metrics"])

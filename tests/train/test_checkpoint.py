@@ -106,6 +106,21 @@ def test_a_save_that_breaks_off_leaves_the_last_whole_checkpoint(
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000006"]
 
 
+def test_a_checkpoint_made_with_other_versions_goes_on_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "_versions", lambda: {"jax": "0.1", "orbax": "0.1"})
+    save(tmp_path, 2)
+    monkeypatch.undo()
+    with pytest.warns(UserWarning, match=r"step_00000002: made elsewhere \(jax 0\.1 -> .*not bit for bit"):
+        assert_same(checkpoint.restore(tmp_path, SHAPES, identity=IDENTITY), state_at(2))
+
+
+def test_a_folder_that_only_looks_like_a_checkpoint_is_none(tmp_path: Path) -> None:
+    (tmp_path / "step_00000002.bak").mkdir()
+    assert checkpoint.restore(tmp_path, SHAPES, identity=IDENTITY) is None
+
+
 def test_a_flipped_bit_in_any_file_is_named(tmp_path: Path) -> None:
     """Orbax itself restores most of them without a word."""
     folder = save(tmp_path, 2)
