@@ -34,6 +34,11 @@ def _code(path: Path) -> list:
     return [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
 
 
+def _pictures(path: Path) -> int:
+    """How many pictures a reader of the executed notebook sees."""
+    return sum("image/png" in output.get("data", {}) for cell in _code(path) for output in cell.outputs)
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_is_a_short_story_without_logic_or_outputs(path):
     nb = nbformat.read(path, 4)
@@ -81,6 +86,7 @@ def test_every_cell_of_a_phase_runs_and_its_exact_gates_pass(number, runs, capsy
     for stage in record.stages:
         content = json.loads((folder / stage.name / "stage.json").read_text())
         assert content["status"] == "closed" and content["figures"]
+        assert _pictures(folder / stage.name / "executed.ipynb") == len(content["figures"])
 
 
 @pytest.mark.limit(60)
@@ -106,3 +112,4 @@ def test_start_here_runs(runs, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert "unknown parameter" not in done.stderr
     assert all(cell.execution_count for cell in _code(out))
+    assert _pictures(out) == 1

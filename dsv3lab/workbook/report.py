@@ -177,13 +177,13 @@ def _figures(home: Path) -> list[tuple[str, str]]:
 
 
 def _loss_curve(home: Path) -> bytes:
-    """The curve of `train/loss` and `eval/loss` over steps as PNG; nothing if the stage logged none."""
+    """The curve of `train/loss` and `validation/loss` over steps as PNG; nothing if the stage logged none."""
     try:
         points = gates.read_points(home / "metrics.jsonl")
     except gates.MetricsError:
         return b""
     series: dict[str, tuple[list[float], list[float]]] = {}
-    for name, label in (("train/loss", "training"), ("eval/loss", "validation")):
+    for name, label in (("train/loss", "training"), ("validation/loss", "held-out text")):
         steps = [(p.step, p.value) for p in points if p.name == name and p.step is not None and _is_number(p.value)]
         if len(steps) > 1:
             series[label] = ([float(step) for step, _ in steps], [float(value) for _, value in steps])

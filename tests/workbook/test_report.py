@@ -4,6 +4,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,7 +47,13 @@ def written(runs: Path) -> Path:
         (folder / name / "figures").mkdir(parents=True)
     train = folder / "train"
     lines = [
-        json.dumps({"time": "t", "step": step, "metrics": {"train/loss": 7.0 - step / 10, "eval/loss": "nan"}})
+        json.dumps(
+            {
+                "time": "t",
+                "step": step,
+                "metrics": {"train/loss": 7.0 - step / 10, "validation/loss": "nan" if step == 3 else 6.0},
+            }
+        )
         for step in range(20)
     ]
     (train / "metrics.jsonl").write_text("\n".join(lines) + "\n")
@@ -74,6 +81,13 @@ def test_it_is_whole_and_well_formed(written: Path) -> None:
         assert gate.unit in text
     for words in ("Not promoted", "<boom> & more", "Load of <experts>", "Python", "jax", "hidden_size: 128"):
         assert words in text, words
+
+
+def test_the_curves_are_those_that_a_training_reports(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(plots, "loss", lambda series: drawn.append(series) or plots.lines({}, title="", x="", y=""))
+    assert report._loss_curve(written.parent / "train")
+    assert {name: len(x) for name, (x, _) in drawn[0].items()} == {"training": 20, "held-out text": 20}
 
 
 def test_it_needs_nothing_from_outside(written: Path) -> None:
