@@ -6,6 +6,7 @@ Numbers come from the records' files and pictures from the runs' figures; with C
 phase 2 report, of an executed notebook and of the MLflow UI are taken too.
 """
 
+import json
 import shutil
 import subprocess
 import tempfile
@@ -15,6 +16,7 @@ from dsv3lab.config import ROOT, runs_dir
 from dsv3lab.workbook import chain as chains
 from dsv3lab.workbook import last_values, ui
 from dsv3lab.workbook import record as records
+from dsv3lab.workbook.compose import load
 from dsv3lab.workbook.store import view_address
 
 PICTURES = ROOT / "docs" / "pictures"
@@ -22,6 +24,16 @@ FIGURES = {
     "loss": ("phase2/train/figures/loss.png", "Loss over training, with held-out text"),
     "bits_per_byte": ("phase2/train/figures/bits_per_byte.png", "Bits per byte on held-out text, against references"),
     "maxvio": ("phase1/routing/figures/maxvio.png", "Imbalance of the experts under three balance methods"),
+}
+
+REFERENCES = {
+    "bigram": "token bigram, counted on the tokens that the model was trained on",
+    "bigram_corpus": "token bigram, counted on the whole training corpus",
+    "gzip_context": "`gzip -9`, in chunks of the model's context",
+    "gzip_document": "`gzip -9`, each document",
+    "xz_document": "`xz -9`, each document",
+    "gzip_together": "`gzip -9`, all documents of a domain together",
+    "xz_together": "`xz -9`, all documents of a domain together",
 }
 
 
@@ -48,17 +60,38 @@ def results(folders: dict[str, Path]) -> str:
         lines.append(f"| {phase} | {minutes:.1f} | {memory:.1f} GB | {passed} of {len(content.results)} |")
     lines += ["", "| held-out text | bits per byte |", "| --- | --- |"]
     lines.append(f"| **this model** | **{train['quality/bits_per_byte']:.3f}** |")
-    references = {key: value for key, value in train.items() if key.startswith("eval/reference/")}
-    for key, value in references.items():
-        lines.append(f"| {key.removeprefix('eval/reference/').replace('_', ' ')} | {value:.3f} |")
+    lines += [f"| {text} | {train[f'eval/reference/{key}']:.3f} |" for key, text in REFERENCES.items()]
+    every = load(folders["phase2"] / "config.resolved.yaml").eval.every
     environment = record.environment
     lines += [
+        "",
+        f"Bits per UTF-8 byte of one held-out document in {every}, by package and size "
+        f"({train['eval/bytes'] / 1e6:.1f} MB); the means of the domains (source, reference, readme) weighted like the "
+        "training mixture.",
         "",
         f"Validation loss {train['quality/loss']:.3f} nats/token; training at {train['perf/tokens_per_s']:,.0f} tokens/s, "
         f"{train['perf/peak_fraction']:.0%} of the matmul peak measured in the same process "
         f"({train['perf/matmul_peak_flops'] / 1e9:.0f} GFLOP/s, fp32). One run of {record.started[:10]} on "
         f"{environment.cores} CPU cores with {environment.memory_gib:.0f} GiB, Python {environment.python}, "
         f"jax {environment.packages['jax']}; `docs/make.py` wrote this from the run's files.",
+    ]
+    return "\n".join(lines)
+
+
+def benchmarks() -> str:
+    """A table of the committed results in `benchmarks/results`."""
+    lines = ["| benchmark | here | reference | ratio | required |", "| --- | --- | --- | --- | --- |"]
+    found = json.loads((ROOT / "benchmarks" / "results" / "grouped_matmul.json").read_text())
+    sizes, seconds, bytes_ = found["sizes"], found["seconds"], found["temporaries_bytes"]
+    lines += [
+        f"| time of the routed experts, forward and backward | {seconds['blocked']:.3f} s | {seconds['ragged']:.2f} s "
+        f"(`jax.lax.ragged_dot`) | {found['times_faster']:.1f} times faster | {found['required']['times_faster']:.0f} |",
+        f"| temporaries of the same | {bytes_['blocked'] / 1e6:.0f} MB | {bytes_['ragged'] / 1e6:.0f} MB | "
+        f"{found['temporaries_ratio']:.3f} | at most {found['required']['temporaries_ratio']} |",
+        "",
+        f"{sizes['tokens']} tokens, width {sizes['width']}, {sizes['experts']} experts of {sizes['inner']}, top {sizes['top']}, "
+        f"{sizes['dtype']}; {found['device']['cores']} CPU cores, jax {found['versions']['jax']}, {found['date'][:10]}; "
+        "medians, both in one process (`benchmarks/grouped_matmul.py`).",
     ]
     return "\n".join(lines)
 
@@ -92,6 +125,7 @@ def shot(browser: str, address: str, name: str, *, height: int, width: int = 128
             "--disable-gpu",
             "--hide-scrollbars",
             "--disable-background-networking",
+            "--run-all-compositor-stages-before-draw",  # or a tile of a long page may be missing
         ]
         options += [f"--user-data-dir={profile}", f"--window-size={width},{height}", f"--virtual-time-budget={wait_ms}"]
         target = PICTURES / f"{name}.png"
@@ -124,7 +158,7 @@ def fill(text: str, mark: str, content: str) -> str:
 def main() -> None:
     folders = newest()
     readme = ROOT / "README.md"
-    text = fill(readme.read_text(), "results", results(folders))
+    text = fill(readme.read_text(), "results", f"{results(folders)}\n\n{benchmarks()}")
     readme.write_text(fill(text, "pictures", pictures(folders)))
 
 
