@@ -46,27 +46,26 @@ def run_folders(runs: Path) -> list[Path]:
 
 
 def sync(folder: Path, runs: Path, *, force: bool = False) -> str:
-    """Report one run folder; returns what was done, in words."""
+    """Report one run folder, unless its pipeline is at work in it; returns what was done, in words."""
     config = load(folder / "config.resolved.yaml")
-    if not (folder / records.NAME).is_file():
-        return _sync_killed(folder, config, runs)
-    record = records.read(folder)
-    projection = Projection(folder, config=config, runs=runs)
-    if projection.complete and not force:
-        return "already reported"
-    projection.open_phase(started=to_ms(record.started))
-    projection.close_phase(record, promoted=(folder / "promotion.json").is_file(), ended=to_ms(record.ended))
-    return "reported"
-
-
-def _sync_killed(folder: Path, config: records.RunConfig, runs: Path) -> str:
     phase = config.phase.name
     try:
         with locked(runs / phase / ".lock", what=phase):
-            projection = Projection(folder, config=config, runs=runs)
-            if not projection.complete:
-                projection.kill()
-                return "reported as killed: it has no record"
-            return "already reported"
-    except BusyError:
-        return "left alone: its pipeline is running"
+            return _report(folder, config, runs, force=force)
+    except BusyError:  # the phase runs: in its newest folder, the others are finished
+        if folder.name == max((other.name for other in run_folders(runs) if other.parent.name == phase), default=""):
+            return "left alone: its pipeline is running"
+        return _report(folder, config, runs, force=force)
+
+
+def _report(folder: Path, config: records.RunConfig, runs: Path, *, force: bool) -> str:
+    projection = Projection(folder, config=config, runs=runs)
+    if projection.complete and not force:
+        return "already reported"
+    if not (folder / records.NAME).is_file():
+        projection.kill()
+        return "reported as killed: it has no record"
+    record = records.read(folder)
+    projection.open_phase(started=to_ms(record.started))
+    projection.close_phase(record, promoted=(folder / "promotion.json").is_file(), ended=to_ms(record.ended))
+    return "reported"

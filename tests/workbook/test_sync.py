@@ -72,6 +72,21 @@ def test_a_folder_without_a_record_was_killed_unless_it_is_running(
     assert {value[0] for value in values(store).values()} == {"KILLED"} and len(values(store)) == 3
 
 
+def test_what_a_running_pipeline_may_still_report_is_left_to_it(
+    tmp_path: Path, runs: Path, child: type[InProcess], store: Any, capsys: Any
+) -> None:
+    conf = two_stages(tmp_path, tracking=False)
+    assert pipeline.main(["phase1"], conf=conf) == 0
+    older = lab.the_run(runs).name
+    assert pipeline.main(["phase1"], conf=conf) == 0
+    capsys.readouterr()
+    with locked(runs / "phase1" / ".lock", what="phase1"):
+        assert sync.main([]) == 0
+    said = capsys.readouterr().out
+    assert f"{older}: reported" in said and f"{lab.the_run(runs).name}: left alone: its pipeline is running" in said
+    assert set(found(store)) == {older, f"{older}/a", f"{older}/b"}
+
+
 def test_what_is_no_run_folder_is_refused(tmp_path: Path, runs: Path, capsys: Any) -> None:
     with pytest.raises(ConfigError, match="not a run folder"):
         sync.main([str(tmp_path)])
