@@ -9,6 +9,7 @@ give the same texts whether pip or uv installed them. Left out, with the reason:
 """
 
 import ast
+import csv
 import importlib.metadata
 import re
 import warnings
@@ -144,10 +145,11 @@ def _definitions(
 
 def _recorded(kind: Kind, package: str) -> dict[str, str]:
     suffixes = _PROSE if kind == "readme" else (".py",)
-    files = _distribution(package).files
-    if files is None:
+    record = _distribution(package).read_text("RECORD")  # not `.files`: from Python 3.12 on it leaves out missing ones
+    if record is None:
         raise DataError(f"package '{package}' has no RECORD, the list of its files: install it with pip or uv")
-    paths = ((file.as_posix(), file.hash.value if file.hash else "") for file in files if file.name.endswith(suffixes))
+    rows = (row for row in csv.reader(record.splitlines()) if row and row[0].endswith(suffixes))
+    paths = ((path, sha256.partition("=")[2]) for path, sha256, *_ in rows)
     return {path: sha256 for path, sha256 in paths if not path.startswith(("..", "/")) and not _SKIPPED.search(path)}
 
 
