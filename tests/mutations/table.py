@@ -260,10 +260,11 @@ MUTATIONS = (
     Mutation(
         phase=4,
         stage="restore",
-        what="every row is multiplied with every expert",
-        file="dsv3lab/model/grouped.py",
-        old='implementation = "blocked" if jax.default_backend() == "cpu" else "ragged"',
-        new='implementation = "reference"',
+        what="a callback of somebody's debugging holds up every forward pass",
+        file="dsv3lab/model/deepseek.py",
+        old="        hidden = self.norm(h)\n",
+        new="        hidden = self.norm(h)\n"
+        '        jax.debug.callback(lambda _: __import__("time").sleep(1), h[0, 0, 0])\n',
         gates=("restore_throughput",),
         overrides=(SOME_TOKENS,),
     ),
