@@ -264,7 +264,7 @@ MUTATIONS = (
         file="dsv3lab/model/deepseek.py",
         old="        hidden = self.norm(h)\n",
         new="        hidden = self.norm(h)\n"
-        '        jax.debug.callback(lambda _: __import__("time").sleep(1), h[0, 0, 0])\n',
+        '        jax.debug.callback(lambda _: __import__("time").sleep(0.5), h[0, 0, 0])\n',
         gates=("restore_throughput",),
         overrides=(SOME_TOKENS,),
     ),
