@@ -12,6 +12,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from PIL import Image
+
 from dsv3lab.config import ROOT, runs_dir
 from dsv3lab.workbook import chain as chains
 from dsv3lab.workbook import last_values, ui
@@ -26,6 +28,8 @@ FIGURES = {
     "maxvio": ("phase1/routing/figures/maxvio.png", "Imbalance of the experts under three balance methods"),
 }
 
+SPARE = 800
+"""Pixels that are taken below a screenshot and cut off: Chromium leaves the last tiles of a long page blank at times."""
 REFERENCES = {
     "bigram": "token bigram, counted on the tokens that the model was trained on",
     "bigram_corpus": "token bigram, counted on the whole training corpus",
@@ -109,15 +113,18 @@ def pictures(folders: dict[str, Path]) -> str:
         print("no Chromium: the screenshots stay as they are")
     else:
         shot(browser, (folders["phase2"] / "report.html").as_uri(), "report", height=1400)
-        shot(browser, (folders["phase1"] / "mla" / "executed.html").as_uri(), "notebook", height=1600)
+        with tempfile.TemporaryDirectory() as folder:
+            page = Path(folder) / "executed.html"  # without this machine's paths
+            page.write_text((folders["phase1"] / "mla" / "executed.html").read_text().replace(f"{ROOT}/", ""))
+            shot(browser, page.as_uri(), "notebook", height=1600)
         mlflow(browser)
     shown = {"report": "The report of phase 2", "notebook": "An executed notebook", "mlflow": "The MLflow UI"}
     lines += [f"![{title}](docs/pictures/{n}.png)" for n, title in shown.items() if (PICTURES / f"{n}.png").exists()]
     return "\n\n".join(lines)
 
 
-def shot(browser: str, address: str, name: str, *, height: int, width: int = 1280, wait_ms: int = 3000) -> None:
-    """A screenshot of `address`, `width` pixels wide."""
+def shot(browser: str, address: str, name: str, *, height: int, width: int = 1280, wait_ms: int = 10000) -> None:
+    """A screenshot of the top of `address`, in pixels."""
     with tempfile.TemporaryDirectory() as profile:
         options = [
             "--headless",
@@ -125,11 +132,19 @@ def shot(browser: str, address: str, name: str, *, height: int, width: int = 128
             "--disable-gpu",
             "--hide-scrollbars",
             "--disable-background-networking",
-            "--run-all-compositor-stages-before-draw",  # or a tile of a long page may be missing
         ]
-        options += [f"--user-data-dir={profile}", f"--window-size={width},{height}", f"--virtual-time-budget={wait_ms}"]
+        options += [
+            f"--user-data-dir={profile}",
+            f"--window-size={width},{height + SPARE}",
+            f"--virtual-time-budget={wait_ms}",
+        ]
         target = PICTURES / f"{name}.png"
-        subprocess.run([browser, *options, f"--screenshot={target}", address], check=True, capture_output=True)
+        subprocess.run(
+            [browser, *options, f"--screenshot={target}", address], check=True, capture_output=True, timeout=180
+        )
+        with Image.open(target) as whole:
+            top = whole.crop((0, 0, width, height))
+        top.save(target)
 
 
 def mlflow(browser: str) -> None:
