@@ -6,7 +6,6 @@ process of its own (`python -m dsv3lab.<room>`), so that this one never holds a 
 
 import argparse
 import importlib
-import os
 import signal
 import subprocess
 import sys
@@ -87,9 +86,10 @@ def main(argv: list[str] | None = None) -> int:
         status = getattr(importlib.import_module(module), function)(rest)
         sys.stdout.flush()
         return status
-    except BrokenPipeError:  # `dsv3lab verify | head`: the reader has what it wanted
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    except BrokenPipeError:
+        from dsv3lab.workbook.statuses import reader_gone
+
+        return reader_gone()
     except ConfigError as error:
         print(f"dsv3lab {name}: {error}", file=sys.stderr)
         return 2

@@ -115,13 +115,14 @@ def test_a_child_is_told_to_stop(tmp_path: Path) -> None:
         assert process.wait(timeout=8) == 75
 
 
-def test_a_reader_that_has_read_enough_is_no_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("words", [["-m", "dsv3lab", "verify"], ["pipelines/phase1.py", "--plan"]])
+def test_a_reader_that_has_read_enough_is_no_error(tmp_path: Path, words: list[str]) -> None:
     """As in `dsv3lab verify | head -1`."""
     read, write = os.pipe()
     os.close(read)
-    command = [sys.executable, "-m", "dsv3lab", "verify"]
+    command = [sys.executable, *words]
     environment = {**os.environ, "DSV3LAB_RUNS": str(tmp_path)}
-    done = subprocess.run(command, env=environment, stdout=write, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, env=environment, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert (done.returncode, done.stderr) == (141, "")
 

@@ -1,6 +1,7 @@
 """The exit statuses of the pipelines and of `dsv3lab`, and what an exception that nobody foresaw ends with."""
 
 import functools
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -17,10 +18,18 @@ def statuses_only(command: Callable[P, int]) -> Callable[P, int]:
     def run(*args: P.args, **kwargs: P.kwargs) -> int:
         try:
             return command(*args, **kwargs)
+        except BrokenPipeError:
+            return reader_gone()
         except Exception as error:
             return unforeseen(error)
 
     return run
+
+
+def reader_gone() -> int:
+    """Nothing more is printed: `pipelines/phase1.py --plan | head` has what it wanted; returns the shell's status for it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
 
 
 def unforeseen(error: Exception) -> int:
