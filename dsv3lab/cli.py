@@ -157,17 +157,19 @@ def train(argv: list[str]) -> int:
     final = directory / "config.resolved.yaml"
     path = final.with_name(f"{final.name}.new") if final.exists() else final
     path.write_text(dump(resolved))
-    status, printed = child("dsv3lab.data", "--config", str(path), capture=True)
-    if status:
+    try:
+        status, printed = child("dsv3lab.data", "--config", str(path), capture=True)
+        if status:
+            return status
+        data = printed.splitlines()[-1]
+        stop = [] if args.stop_after is None else ["--stop-after", str(args.stop_after)]
+        status, _ = child("dsv3lab.train", "--config", str(path), "--data", data, "--directory", str(directory), *stop)
+        if status in (0, 75):  # else the directory may be another run's, whose configuration stays
+            path.replace(final)
         return status
-    data = printed.splitlines()[-1]
-    stop = [] if args.stop_after is None else ["--stop-after", str(args.stop_after)]
-    status, _ = child("dsv3lab.train", "--config", str(path), "--data", data, "--directory", str(directory), *stop)
-    if status in (0, 75):  # else the directory may be another run's, whose configuration stays
-        path.replace(final)
-    else:
-        path.unlink() if path != final else None
-    return status
+    finally:
+        if path != final:
+            path.unlink(missing_ok=True)
 
 
 def child(module: str, *arguments: str, capture: bool = False) -> tuple[int, str]:

@@ -88,6 +88,18 @@ def test_train_prepares_data_and_trains_in_processes_of_their_own(
     assert len(list((runs / "train").iterdir())) == 2, "another configuration trains in another folder"
 
 
+@pytest.mark.parametrize(("fails", "status"), [("dsv3lab.data", 3), ("dsv3lab.train", 2)])
+def test_a_refused_training_leaves_the_configuration_of_the_directory(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str, status: int
+) -> None:
+    monkeypatch.setattr(cli, "child", lambda module, *_, capture=False: (0, "/data/folder\n"))
+    assert cli.main(["train", "train.seed=3", "--directory", str(tmp_path)]) == 0
+    monkeypatch.setattr(cli, "child", lambda module, *_, capture=False: (status * (module == fails), "/data/folder\n"))
+    assert cli.main(["train", "train.seed=4", "--directory", str(tmp_path)]) == status
+    (left,) = tmp_path.glob("config*")
+    assert yaml.safe_load(left.read_text())["train"]["seed"] == 3
+
+
 @pytest.mark.parametrize(("said", "status"), [(0, 0), (1, 3), (2, 2), (3, 3), (75, 75)])
 def test_a_child_ends_as_promised(said: int, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "program.py").write_text(f"import sys\nprint('said')\nsys.exit({said})\n")

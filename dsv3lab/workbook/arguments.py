@@ -49,7 +49,7 @@ class Prepared:
     """Stages that are executed; the others are reused or left out."""
     waivers: tuple[Waiver, ...]
     overridden: tuple[str, ...] = ()
-    """Where stages, gates and profile are not the committed ones: reasons against promotion."""
+    """Where it measures or judges otherwise than the committed configuration says: reasons against promotion."""
 
 
 JUDGES = ("gates", "phase", "profile", "eval", "study")

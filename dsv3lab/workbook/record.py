@@ -96,7 +96,7 @@ class PhaseRecord:
     drift: tuple[str, ...]
     """Inputs that changed while it ran: nobody can say which version a stage saw."""
     overridden: tuple[str, ...] = ()
-    """Where stages, gates and profile were not the committed ones (`compose.overridden`)."""
+    """Where it was measured or judged otherwise than the committed configuration says (`arguments.prepare`)."""
     git: Git
     environment: Environment
     scope: Device
@@ -246,14 +246,18 @@ def blockers(stages: Sequence[StageOutcome], scope: Device) -> list[str]:
     for stage in (stage for stage in stages if not stage.finished):
         why = first_line(stage.error)
         reasons.append(f"stage {stage.name}: {stage.status.replace('_', ' ')}{': ' if why else ''}{why}")
-    known = scope.platform != "unknown"
-    if not known and any(stage.finished for stage in stages):
+    if scope.platform == "unknown" and any(stage.finished for stage in stages):
         reasons.append("the stages do not agree on what they ran on, or do not say (stage.device in the notebook)")
     for result in (result for stage in stages if stage.finished for result in stage.results):
-        elsewhere = known and result.status == "skipped" and result.requires_device not in ("any", scope.platform)
-        if result.severity == "block" and result.status not in ("pass", "waived") and not elsewhere:
+        if result.severity == "block" and result.status not in ("pass", "waived") and not _elsewhere(result, scope):
             reasons.append(f"gate {result.gate_id}: {result.status}: {result.message}")
     return reasons + [line for stage in stages if stage.finished for line in _unjudged(stage, scope)]
+
+
+def _elsewhere(result: GateResult, scope: Device) -> bool:
+    """Whether a gate was skipped because it is for another kind of device than `scope`."""
+    known = scope.platform != "unknown"
+    return known and result.status == "skipped" and result.requires_device not in ("any", scope.platform)
 
 
 def _unjudged(stage: StageOutcome, scope: Device) -> list[str]:
@@ -261,7 +265,7 @@ def _unjudged(stage: StageOutcome, scope: Device) -> list[str]:
     lines = []
     for what, roles in (("throughput", ("throughput",)), ("loss or error", ("loss", "error"))):
         gates = [result for result in stage.results if result.severity == "block" and result.role in roles]
-        if gates and all(result.status == "skipped" for result in gates):
+        if gates and all(_elsewhere(result, scope) for result in gates):
             needs = ", ".join(f"{result.gate_id} is for {result.requires_device}" for result in gates)
             lines.append(f"stage {stage.name}: no {what} gate was judged on {scope.kind}: {needs}")
     return lines
