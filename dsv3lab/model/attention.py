@@ -65,19 +65,22 @@ class MLA(eqx.Module):
         matmul = execution.matmul
         compressed = x
         if self.query_down is not None and self.query_norm is not None:
-            compressed = self.query_norm(matmul(x, self.query_down))
-        query = matmul(compressed, self.query_up).reshape(batch, seq, -1, self.nope + self.rope)
+            compressed = self.query_norm(matmul(x, self.query_down, place="attention.query_down"))
+        query = matmul(compressed, self.query_up, place="attention.query_up").reshape(
+            batch, seq, -1, self.nope + self.rope
+        )
         query = jnp.concatenate([query[..., : self.nope], rotate(query[..., self.nope :], cos=cos, sin=sin)], axis=-1)
 
-        latent, key_rope = jnp.split(matmul(x, self.latent_down), [self.latent_down.shape[1] - self.rope], axis=-1)
-        key_value = matmul(self.latent_norm(latent), self.latent_up)
+        joint = matmul(x, self.latent_down, place="attention.latent_down")
+        latent, key_rope = jnp.split(joint, [joint.shape[-1] - self.rope], axis=-1)
+        key_value = matmul(self.latent_norm(latent), self.latent_up, place="attention.latent_up")
         key_value = key_value.reshape(batch, seq, -1, self.nope + self.value)
         key_rope = rotate(key_rope, cos=cos, sin=sin)[:, :, None]
         key_rope = jnp.broadcast_to(key_rope, (*key_value.shape[:3], self.rope))
         key = jnp.concatenate([key_value[..., : self.nope], key_rope], axis=-1)
 
         mixed = execution.attention(query, key, key_value[..., self.nope :], scale=self.scale, segments=segments)
-        return matmul(mixed.reshape(batch, seq, -1), self.out)
+        return matmul(mixed.reshape(batch, seq, -1), self.out, place="attention.out")
 
 
 def attend(

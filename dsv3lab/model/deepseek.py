@@ -100,7 +100,7 @@ class DeepSeek(eqx.Module):
         cos, sin = rotary_angles(positions, width=self.rope_width, theta=self.rope_theta, yarn=self.yarn)
         context = Context(cos=cos, sin=sin, segments=segments, valid=None)
 
-        embedded = self.embedding[tokens]
+        embedded = self.embedding[tokens].astype(execution.activations)
         h, routed, captured, first_layer = embedded, [], {"embedding": embedded}, 0
         for stack in self.stacks:
             h, one, taken = stack(h, context, first_layer=first_layer, capture=capture, execution=execution)
@@ -131,7 +131,7 @@ class DeepSeek(eqx.Module):
 
     def unembed(self, hidden: Float[Array, "... width"], *, execution: Execution = LOCAL) -> Float[Array, "... vocab"]:
         """Logits of normed hidden states, of the main model or of an MTP depth."""
-        return execution.matmul(hidden, self.head)
+        return execution.matmul(hidden, self.head, place="head")
 
     def __call__(self, tokens: Int[Array, "batch seq"]) -> Float[Array, "batch seq vocab"]:
         """Logits of the next token at every position."""

@@ -36,9 +36,9 @@ class Experts(eqx.Module):
     ) -> Float[Array, "rows width"]:
         """Each row through its expert, times its gate; the gate goes in before the last product, where rows are narrow."""
         gate_up = self.gate_up.reshape(*self.gate_up.shape[:2], -1)
-        hidden = swiglu(execution.grouped_matmul(rows, gate_up, group_sizes))
+        hidden = swiglu(execution.grouped_matmul(rows, gate_up, group_sizes, place="experts.gate_up"))
         hidden = hidden * row_gates[:, None].astype(hidden.dtype)
-        return execution.grouped_matmul(hidden, self.down, group_sizes)
+        return execution.grouped_matmul(hidden, self.down, group_sizes, place="experts.down")
 
 
 class RouterReport(eqx.Module):

@@ -18,8 +18,12 @@ def grouped_matmul(
     group_sizes: Int[Array, " experts"],
     *,
     implementation: Implementation | None = None,
+    place: str = "",
 ) -> Float[Array, "rows outer"]:
     """`x[r] @ w[e]` where row r belongs to group e: the first `group_sizes[0]` rows to group 0, and so on.
+
+    The result has the dtype of `x`, to which `w` is cast; sums of bfloat16 products run in float32. "blocked" never
+    rounds the gradient of a float32 `w` to bfloat16; JAX's own derivative of the others does.
 
     Args:
         x: rows sorted by group.
@@ -28,18 +32,20 @@ def grouped_matmul(
         implementation: "reference" computes every row with every matrix and picks (the slow truth); "ragged" is
             `jax.lax.ragged_dot`, which expands to experts x rows on CPU; "blocked" walks each group in blocks of rows
             and touches only its own matrix. None: "blocked" on CPU, "ragged" elsewhere.
+        place: names the layer; all are multiplied alike here.
 
     Raises:
         ValueError: for an unknown implementation.
     """
+    del place
     if implementation is None:
         implementation = "blocked" if jax.default_backend() == "cpu" else "ragged"
     if implementation == "reference":
-        return _reference(x, w, group_sizes)
+        return _reference(x, w.astype(x.dtype), group_sizes)
     if implementation == "ragged":
-        return jax.lax.ragged_dot(x, w, group_sizes)
+        return jax.lax.ragged_dot(x, w.astype(x.dtype), group_sizes)
     if implementation == "blocked":
-        return _blocked(*align(x, w, group_sizes)) if x.shape[0] else _reference(x, w, group_sizes)
+        return _blocked(*align(x, w, group_sizes)) if x.shape[0] else _reference(x, w.astype(x.dtype), group_sizes)
     raise ValueError(f"grouped_matmul: unknown implementation {implementation!r}; known: reference, ragged, blocked")
 
 
@@ -85,11 +91,12 @@ def _multiply(x: Array, w: Array, group_sizes: Array, *, transposed: bool) -> Ar
     rows, contracted = x.shape[0], 1 if transposed else 0
 
     def one(group: Array, out: Array) -> Array:
-        matrix, its = w[group], _Group.of(group_sizes, group, rows)
+        matrix, its = w[group].astype(x.dtype), _Group.of(group_sizes, group, rows)
 
         def product(first: Array, size: int) -> Array:
             part = jax.lax.dynamic_slice_in_dim(x, first, size)
-            return jax.lax.dot_general(part, matrix, (((1,), (contracted,)), ((), ())))
+            axes = (((1,), (contracted,)), ((), ()))
+            return jax.lax.dot_general(part, matrix, axes, preferred_element_type=jnp.float32).astype(x.dtype)
 
         def whole(i: Array, out: Array) -> Array:
             first = its.whole(i)
@@ -110,12 +117,12 @@ def _multiply(x: Array, w: Array, group_sizes: Array, *, transposed: bool) -> Ar
 
 
 def _weight_gradient(x: Array, cotangent: Array, group_sizes: Array) -> Array:
-    """For each group the product of its rows of `x`, transposed, with its rows of `cotangent`."""
+    """For each group the product of its rows of `x`, transposed, with its rows of `cotangent`, float32."""
     rows, shape = x.shape[0], (x.shape[1], cotangent.shape[1])
 
     def outer(part: Array, first: Array) -> Array:
         other = jax.lax.dynamic_slice_in_dim(cotangent, first, part.shape[0])
-        return jax.lax.dot_general(part, other, (((0,), (0,)), ((), ())))
+        return jax.lax.dot_general(part, other, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
 
     def one(group: Array, gradient: Array) -> Array:
         its = _Group.of(group_sizes, group, rows)
@@ -128,13 +135,13 @@ def _weight_gradient(x: Array, cotangent: Array, group_sizes: Array) -> Array:
             first, own = its.left(i, rows)
             return total + outer(jnp.where(own, jax.lax.dynamic_slice_in_dim(x, first, its.rest), 0), first)
 
-        total = align(jnp.zeros(shape, x.dtype), x)[0]
+        total = align(jnp.zeros(shape, jnp.float32), x)[0]
         if rows >= BLOCK:
             total = jax.lax.fori_loop(0, its.blocks, whole, total)
         total = jax.lax.fori_loop(0, its.rests, left, total)
         return jax.lax.dynamic_update_slice_in_dim(gradient, total[None], group, axis=0)
 
-    gradient = align(jnp.zeros((group_sizes.shape[0], *shape), x.dtype), x)[0]
+    gradient = align(jnp.zeros((group_sizes.shape[0], *shape), jnp.float32), x)[0]
     return jax.lax.fori_loop(0, group_sizes.shape[0], one, gradient)
 
 
@@ -150,7 +157,7 @@ def _blocked_fwd(x: Array, w: Array, group_sizes: Array) -> Any:
 def _blocked_bwd(saved: tuple[Array, Array, Array], cotangent: Array) -> Any:
     x, w, group_sizes = saved
     dx = _multiply(cotangent, w, group_sizes, transposed=True)
-    return dx, _weight_gradient(x, cotangent, group_sizes), None
+    return dx, _weight_gradient(x, cotangent, group_sizes).astype(w.dtype), None
 
 
 _blocked.defvjp(_blocked_fwd, _blocked_bwd)

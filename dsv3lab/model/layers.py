@@ -59,5 +59,5 @@ class SwiGLU(eqx.Module):
         return SwiGLU(gate_up=normal(key_in, (width, 2, inner), std=std), down=normal(key_out, (inner, width), std=std))
 
     def __call__(self, x: Float[Array, "... width"], *, execution: Execution) -> Float[Array, "... width"]:
-        hidden = swiglu(execution.matmul(x, self.gate_up.reshape(self.gate_up.shape[0], -1)))
-        return execution.matmul(hidden, self.down)
+        hidden = swiglu(execution.matmul(x, self.gate_up.reshape(self.gate_up.shape[0], -1), place="ffn.gate_up"))
+        return execution.matmul(hidden, self.down, place="ffn.down")

@@ -74,7 +74,7 @@ class MTP(eqx.Module):
 
         def run(joined: Array, module: MTP, context: Context) -> tuple[Array, Routed | None, dict[str, Array]]:
             module = execution.gather_params(module)
-            h = execution.matmul(joined, module.project)
+            h = execution.matmul(joined, module.project, place="mtp.project")
             h, routed, captured = module.block(h, context, capture=capture, execution=execution)
             return module.norm(h), routed, captured
 

@@ -59,9 +59,9 @@ def _vocabulary_loss_forward(hidden: Array, head: Array, targets: Array, weights
     def body(d_head: Array, part: tuple[Array, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
         h, t, w = part
         nll, probability, hit = _nll(h, t, head=head)
-        d_logits = (probability * w[:, None] - jnp.where(hit, w[:, None], 0.0)).astype(head.dtype)
+        d_logits = (probability * w[:, None] - jnp.where(hit, w[:, None], 0.0)).astype(h.dtype)
         d_head = d_head + jnp.matmul(h.T, d_logits, preferred_element_type=jnp.float32)
-        return d_head, (jnp.sum(w * nll), d_logits @ head.T)
+        return d_head, (jnp.sum(w * nll), d_logits @ head.T.astype(h.dtype))
 
     start, _ = align(jnp.zeros(head.shape, jnp.float32), targets)
     d_head, (losses, d_hidden) = jax.lax.scan(body, start, _chunks((hidden, targets, weights), chunk))
@@ -71,7 +71,7 @@ def _vocabulary_loss_forward(hidden: Array, head: Array, targets: Array, weights
 
 def _vocabulary_loss_backward(chunk: int, residuals: tuple[Array, Array], cotangent: Array) -> Any:
     d_hidden, d_head = residuals
-    return cotangent * d_hidden, cotangent * d_head, None, None
+    return (cotangent * d_hidden).astype(d_hidden.dtype), cotangent * d_head, None, None
 
 
 _vocabulary_loss.defvjp(_vocabulary_loss_forward, _vocabulary_loss_backward)
@@ -79,7 +79,7 @@ _vocabulary_loss.defvjp(_vocabulary_loss_forward, _vocabulary_loss_backward)
 
 def _nll(hidden: Array, targets: Array, *, head: Array) -> tuple[Array, Array, Array]:
     """Of one chunk: losses [tokens], probabilities [tokens, vocab] and where the target is [tokens, vocab]."""
-    logits = jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
+    logits = jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
     hit = jax.lax.broadcasted_iota(targets.dtype, logits.shape, 1) == targets[:, None]
     largest = jnp.max(logits, axis=-1, keepdims=True)
     exponential = jnp.exp(logits - largest)
