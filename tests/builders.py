@@ -49,7 +49,7 @@ def train_config(**changes: Any) -> configs.TrainConfig:
         tokens=6 * 4 * SEQUENCE_LENGTH,
         batch_size=4,
         micro_batches=2,
-        optimizer=OptimizerConfig(b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, clip_norm=1.0),
+        optimizer=OptimizerConfig(b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, clip_norm=1.0, moments="float32"),
         schedule=ScheduleConfig(
             peak_lr=1e-2, final_lr=1e-3, tail_lr=1e-4, warmup=0.2, constant=0.5, cosine=0.8, tail=0.9
         ),
@@ -95,7 +95,7 @@ def run_config(
             layer_experts=4,
             layer_top=2,
         ),
-        precision=configs.PrecisionConfig(compute="float32"),
+        precision=configs.PrecisionConfig(products="float32", activations="float32"),
         parallel=configs.ParallelConfig(data=1, simulated=True),
         profile=ProfileConfig(
             name="test",

@@ -1,6 +1,7 @@
 """The shape of a DeepSeek-V3 model. Names are those of the released `config.json` (sizes: DeepSeek-V3 report, 4.2)."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from dsv3lab.config.build import ConfigError, within
 
@@ -25,6 +26,9 @@ class ModelConfig:
     hidden_size: int = within(1, doc="model width d")
     num_hidden_layers: int = within(1, doc="main layers; MTP modules come on top")
     first_k_dense_replace: int = within(0, doc="leading layers with a dense FFN instead of experts")
+    dense_layer_interval: int | None = within(
+        1, unit="layers", doc="layers 0, n, 2n, ... have a dense FFN, too (null: only the leading ones)"
+    )
     intermediate_size: int = within(1, doc="width of the dense SwiGLU")
     num_attention_heads: int = within(1, doc="heads n_h")
     q_lora_rank: int | None = within(1, doc="width of the compressed query d'_c (null: no compression)")
@@ -38,8 +42,17 @@ class ModelConfig:
     moe_intermediate_size: int = within(1, doc="width of one expert's SwiGLU")
     n_group: int = within(1, doc="expert groups (nodes)")
     topk_group: int = within(1, doc="groups that a token may reach M")
-    routed_scaling_factor: float = within(0.0, doc="factor on the normalised gates (2.5 in the released code)")
+    scoring_func: Literal["sigmoid", "softmax"]
+    """How an expert's affinity is computed: sigmoid in V3 (Eq. 15), softmax over all experts in V2."""
+    topk_method: Literal["noaux_tc", "group_limited_greedy", "greedy"]
+    """How experts are chosen: V3's biased scores in the groups with the best two; V2's scores in the groups with the best
+    one; or the best scores of all, without groups (V2-Lite)."""
+    norm_topk_prob: bool
+    """Whether the gates of the chosen experts are normalised to sum to one (V3) or are their scores (V2)."""
+    routed_scaling_factor: float = within(0.0, doc="factor on the gates (2.5 in the released V3, 16 in V2)")
     num_nextn_predict_layers: int = within(0, doc="MTP depth D")
+    tie_word_embeddings: bool
+    """Whether the head is the embedding, transposed."""
     rms_norm_eps: float = within(0.0, doc="epsilon of the layer norms")
     latent_norm_eps: float = within(0.0, doc="epsilon of the norms on the compressed query and key-value latents")
     rope_theta: float = within(1.0, doc="RoPE base")
@@ -62,13 +75,34 @@ class ModelConfig:
             raise ConfigError(
                 f"num_experts_per_tok: {self.num_experts_per_tok} is above the {reachable} experts within reach"
             )
-        if self.n_group > 1 and self.n_routed_experts // self.n_group < 2:
+        if self.topk_method == "noaux_tc" and self.n_group > 1 and self.n_routed_experts // self.n_group < 2:
             raise ConfigError("n_group: the group score is the sum of two experts, so each group needs at least 2")
+        if self.topk_method == "greedy" and self.n_group > 1:
+            raise ConfigError(f"n_group: topk_method greedy knows no groups, so it must be 1, not {self.n_group}")
+
+    @property
+    def moe_layers(self) -> tuple[bool, ...]:
+        """Of each layer of the main model whether it has experts."""
+        every = self.dense_layer_interval
+        return tuple(
+            layer >= self.first_k_dense_replace and not (every is not None and layer % every == 0)
+            for layer in range(self.num_hidden_layers)
+        )
 
     @property
     def num_moe_layers(self) -> int:
         """MoE layers of the main model (MTP modules not counted)."""
-        return self.num_hidden_layers - self.first_k_dense_replace
+        return sum(self.moe_layers)
+
+    @property
+    def num_dense_layers(self) -> int:
+        """Layers of the main model with a dense FFN."""
+        return self.num_hidden_layers - self.num_moe_layers
+
+    @property
+    def has_router_bias(self) -> bool:
+        """Whether routers have a selection bias, which is V3's way to balance them."""
+        return self.topk_method == "noaux_tc"
 
     @property
     def qk_head_dim(self) -> int:

@@ -15,6 +15,8 @@ class OptimizerConfig:
     eps: float = within(0.0, doc="Adam epsilon (not published; chosen)")
     weight_decay: float = within(0.0, doc="decoupled decay, on matrices only")
     clip_norm: float = within(0.0, doc="largest global gradient norm")
+    moments: Literal["float32", "bfloat16"]
+    """How both moments are kept between steps (bfloat16 in the report, 3.3.3)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,10 @@ class LossConfig:
 
     mtp_weight: float = within(0.0, doc="lambda of Eq. 25")
     balance_alpha: float = within(0.0, doc="alpha of the sequence-wise balance loss, Eq. 17")
+    switch_alpha: float = within(0.0, doc="weight of the Switch loss over the whole batch (arXiv:2101.03961)")
+    expert_alpha: float = within(0.0, doc="alpha_1 of V2's expert-level loss (V2 report, Eq. 23)")
+    device_alpha: float = within(0.0, doc="alpha_2 of V2's device-level loss (Eq. 26)")
+    communication_alpha: float = within(0.0, doc="alpha_3 of V2's communication loss (Eq. 29)")
     bias_update_speed: float = within(0.0, doc="gamma of the router-bias update, 2.1.2")
     vocab_chunk: int = within(1, unit="tokens", doc="tokens whose logits exist at once")
 
@@ -106,9 +112,18 @@ class StudyConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PrecisionConfig:
-    """Number formats of the computation."""
+    """Number formats of the computation (DeepSeek-V3 report 3.3); master weights and gradients are float32 in all."""
 
-    compute: Literal["float32"]
+    products: Literal["float32", "bfloat16", "fp8"]
+    """Of the linear layers. FP8 is emulated: block-scaled E4M3 values, sums in float32."""
+    activations: Literal["float32", "bfloat16"]
+    """Of everything between them."""
+
+    def __post_init__(self) -> None:
+        if self.products != "fp8" and self.products != self.activations:
+            raise ConfigError(
+                f"activations: {self.activations} does not go with products in {self.products}; make them the same"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from dsv3lab.model.attention import MLA
 from dsv3lab.model.execution import Execution
 from dsv3lab.model.experts import MoE
 from dsv3lab.model.layers import RMSNorm, SwiGLU
+from dsv3lab.model.routing import Auxiliary
 
 
 class Context(eqx.Module):
@@ -26,6 +27,7 @@ class Routed(eqx.Module):
 
     loads: Int[Array, "layers experts"]
     balance: Float[Array, " layers"]
+    auxiliary: Auxiliary
 
 
 class Block(eqx.Module):
@@ -62,7 +64,7 @@ class Block(eqx.Module):
         routed = None
         if isinstance(self.ffn, MoE):
             out, report = self.ffn(x, valid=context.valid, execution=execution)
-            routed = Routed(loads=report.loads[None], balance=report.balance[None])
+            routed = jax.tree.map(lambda a: a[None], Routed(report.loads, report.balance, report.auxiliary))
             captured = {"router.scores": report.scores, "router.ids": report.ids, "router.gates": report.gates}
         else:
             out = self.ffn(x, execution=execution)
@@ -140,6 +142,26 @@ class Stack(eqx.Module):
             for prefix, taken in zip(names, captured, strict=True):
                 everything |= {prefix + name: value for name, value in taken.items()}
         return h, _concatenate(statistics), everything
+
+
+def repeating_units(kinds: tuple[bool, ...]) -> list[tuple[tuple[bool, ...], int]]:
+    """Layers as units of blocks and how often each is repeated, in order, with few blocks in all units together.
+
+    (dense, dense, dense, moe, moe, ...) is (dense) x 3 and (moe) x the rest; (dense, moe, moe, dense, moe, moe) is
+    (dense, moe, moe) x 2. Each time the unit is taken that stands for the most layers by block, the shortest of these.
+    """
+    units, rest = [], kinds
+    while rest:
+        best, repeats = rest, 1
+        for size in range(len(rest) - 1, 0, -1):
+            times = 1
+            while rest[size * times : size * (times + 1)] == rest[:size]:
+                times += 1
+            if times >= repeats:
+                best, repeats = rest[:size], times
+        units.append((best, repeats))
+        rest = rest[len(best) * repeats :]
+    return units
 
 
 def _concatenate(parts: list[Routed]) -> Routed | None:

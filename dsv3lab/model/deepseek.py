@@ -9,12 +9,13 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from dsv3lab.config import ModelConfig, YarnConfig, nearest
-from dsv3lab.model.block import Context, Routed, Stack, local_names
+from dsv3lab.model.block import Context, Routed, Stack, local_names, repeating_units
 from dsv3lab.model.execution import LOCAL, Execution
 from dsv3lab.model.experts import MoE
 from dsv3lab.model.layers import RMSNorm, normal
 from dsv3lab.model.mtp import MTP, ahead
 from dsv3lab.model.rope import rotary_angles
+from dsv3lab.model.routing import Auxiliary
 
 
 class Output(eqx.Module):
@@ -26,6 +27,7 @@ class Output(eqx.Module):
         loads: tokens per expert of each MoE layer, main layers first, then one row for each MTP module that ran;
             int32, counted on this device only.
         balance: mean over sequences of the sum over those layers of sum_i f_i P_i, without alpha.
+        auxiliary: the balance losses of other papers, summed over those layers.
         captured: the intermediates that were asked for.
     """
 
@@ -33,6 +35,7 @@ class Output(eqx.Module):
     mtp: tuple[Float[Array, "batch seq width"], ...]
     loads: Int[Array, "layers experts"]
     balance: Float[Array, ""]
+    auxiliary: Auxiliary
     captured: dict[str, Array]
 
 
@@ -42,7 +45,8 @@ class DeepSeek(eqx.Module):
     embedding: Float[Array, "vocab width"]
     stacks: tuple[Stack, ...]
     norm: RMSNorm
-    head: Float[Array, "width vocab"]
+    head: Float[Array, "width vocab"] | None
+    """`None`: the embedding, transposed."""
     mtp: tuple[MTP, ...]
     experts: int = eqx.field(static=True)
     rope_width: int = eqx.field(static=True)
@@ -54,16 +58,15 @@ class DeepSeek(eqx.Module):
         """A new model in float32; under `eqx.filter_eval_shape` the same path gives shapes only."""
         keys = jax.random.split(key, 4 + config.num_nextn_predict_layers)
         std = config.initializer_range
-        stacks = []
-        if config.first_k_dense_replace:
-            stacks.append(Stack.init(config, moe=(False,), repeats=config.first_k_dense_replace, key=keys[1]))
-        if config.num_moe_layers:
-            stacks.append(Stack.init(config, moe=(True,), repeats=config.num_moe_layers, key=keys[2]))
+        stacks = (
+            Stack.init(config, moe=unit, repeats=repeats, key=jax.random.fold_in(keys[1], number))
+            for number, (unit, repeats) in enumerate(repeating_units(config.moe_layers))
+        )
         return DeepSeek(
             embedding=normal(keys[0], (config.vocab_size, config.hidden_size), std=config.embedding_initializer_range),
             stacks=tuple(stacks),
             norm=RMSNorm.init(config.hidden_size, eps=config.rms_norm_eps),
-            head=normal(keys[3], (config.hidden_size, config.vocab_size), std=std),
+            head=None if config.tie_word_embeddings else normal(keys[3], (config.hidden_size, config.vocab_size), std=std),
             mtp=tuple(MTP.init(config, key=k) for k in keys[4:]),
             experts=config.n_routed_experts,
             rope_width=config.qk_rope_head_dim,
@@ -119,26 +122,33 @@ class DeepSeek(eqx.Module):
             captured |= {f"mtp.{depth}.{name}": value for name, value in taken.items()}
             depths.append(previous)
 
-        none = Routed(loads=jnp.zeros((0, self.experts), jnp.int32), balance=jnp.zeros(0, jnp.float32))
+        nothing = jnp.zeros(0, jnp.float32)
+        none = Routed(jnp.zeros((0, self.experts), jnp.int32), nothing, Auxiliary(nothing, nothing, nothing, nothing))
         total = jax.tree.map(lambda *a: jnp.concatenate(a), none, *routed)
         return Output(
             hidden=hidden,
             mtp=tuple(depths),
             loads=total.loads,
             balance=jnp.sum(total.balance),
+            auxiliary=jax.tree.map(jnp.sum, total.auxiliary),
             captured={name: value for name, value in captured.items() if name in capture},
         )
 
     def unembed(self, hidden: Float[Array, "... width"], *, execution: Execution = LOCAL) -> Float[Array, "... vocab"]:
         """Logits of normed hidden states, of the main model or of an MTP depth."""
-        return execution.matmul(hidden, self.head, place="head")
+        return execution.matmul(hidden, self.output_matrix, place="head")
+
+    @property
+    def output_matrix(self) -> Float[Array, "width vocab"]:
+        """What hidden states are multiplied with to make logits: the head, or the embedding if they are tied."""
+        return self.embedding.T if self.head is None else self.head
 
     def __call__(self, tokens: Int[Array, "batch seq"]) -> Float[Array, "batch seq vocab"]:
         """Logits of the next token at every position."""
         return self.unembed(self.forward(tokens).hidden)
 
     def bias(self) -> Float[Array, "layers experts"]:
-        """The router bias of every MoE layer, in the order of `Output.loads` with MTP."""
+        """The router bias of every MoE layer, in the order of `Output.loads` with MTP; no rows if routers have none."""
         rows = [leaf.reshape(-1, self.experts) for leaf in _biases(self)]
         return jnp.concatenate(rows) if rows else jnp.zeros((0, self.experts), jnp.float32)
 
@@ -182,7 +192,7 @@ class DeepSeek(eqx.Module):
 def _biases(model: DeepSeek) -> list[Any]:
     modules = model.mtp if isinstance(model.mtp, tuple) else ()  # eqx.tree_at puts a leaf in place of an empty tuple
     blocks = [block for stack in model.stacks for block in stack.unit] + [module.block for module in modules]
-    return [block.ffn.router.bias for block in blocks if isinstance(block.ffn, MoE)]
+    return [block.ffn.router.bias for block in blocks if isinstance(block.ffn, MoE) and block.ffn.router.bias is not None]
 
 
 def init(config: ModelConfig, *, key: PRNGKeyArray, sharding: Any = None) -> DeepSeek:

@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from dsv3lab.config import ModelConfig
 from dsv3lab.model.execution import Execution
 from dsv3lab.model.layers import SwiGLU, normal, swiglu
-from dsv3lab.model.routing import Router, balance_loss, expert_loads
+from dsv3lab.model.routing import Auxiliary, Router, auxiliary_losses, balance_loss, expert_loads
 
 
 class Experts(eqx.Module):
@@ -46,6 +46,7 @@ class RouterReport(eqx.Module):
 
     loads: Int[Array, " experts"]
     balance: Float[Array, ""]
+    auxiliary: Auxiliary
     scores: Float[Array, "tokens experts"]
     ids: Int[Array, "tokens top"]
     gates: Float[Array, "tokens top"]
@@ -92,6 +93,13 @@ class MoE(eqx.Module):
         report = RouterReport(
             loads=expert_loads(ids, None if valid is None else valid.reshape(-1), num_experts=num_experts),
             balance=balance_loss(scores.reshape(batch, seq, -1), valid, top=self.router.top),
+            auxiliary=auxiliary_losses(
+                scores.reshape(batch, seq, -1),
+                ids.reshape(batch, seq, -1),
+                valid,
+                groups=self.router.groups,
+                top_groups=self.router.top_groups,
+            ),
             scores=scores,
             ids=ids,
             gates=gates,

@@ -36,8 +36,8 @@ def expert_parameters(config: ModelConfig) -> int:
 
 
 def router_parameters(config: ModelConfig) -> int:
-    """Parameters of one router: the affinity matrix and the selection bias."""
-    return config.n_routed_experts * (config.hidden_size + 1)
+    """Parameters of one router: the affinity matrix and, in V3, the selection bias."""
+    return config.n_routed_experts * (config.hidden_size + config.has_router_bias)
 
 
 def moe_layer_parameters(config: ModelConfig) -> int:
@@ -49,7 +49,7 @@ def moe_layer_parameters(config: ModelConfig) -> int:
 def parameters(config: ModelConfig) -> Parameters:
     """Count the parameters of `config`, as a whole, by part, and as activated by one token."""
     d, layers = config.hidden_size, config.num_hidden_layers
-    dense, moe = config.first_k_dense_replace, config.num_moe_layers
+    dense, moe = config.num_dense_layers, config.num_moe_layers
     by_part = {
         "embedding": config.vocab_size * d,
         "attention": layers * attention_parameters(config),
@@ -58,7 +58,7 @@ def parameters(config: ModelConfig) -> Parameters:
         "shared_experts": moe * config.n_shared_experts * expert_parameters(config),
         "router": moe * router_parameters(config),
         "norms": layers * 2 * d + d,
-        "head": config.vocab_size * d,
+        "head": 0 if config.tie_word_embeddings else config.vocab_size * d,
     }
     total = sum(by_part.values())
     idle = moe * (config.n_routed_experts - config.num_experts_per_tok) * expert_parameters(config)
@@ -92,7 +92,7 @@ def flops_per_token(
     experts = 2 * (chosen * expert_parameters(config) + d * config.n_routed_experts)
     head = 2 * d * vocab
     forward = config.num_hidden_layers * attention + config.num_moe_layers * experts + head
-    forward += config.first_k_dense_replace * 2 * 3 * d * config.intermediate_size
+    forward += config.num_dense_layers * 2 * 3 * d * config.intermediate_size
     if mtp:
         forward += config.num_nextn_predict_layers * (2 * 2 * d * d + attention + experts + head)
     return 3 * forward if backward else forward

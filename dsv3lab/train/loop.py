@@ -96,7 +96,9 @@ def fit(
 
 def execution_of(config: RunConfig) -> Execution:
     """The execution on one device with the run's choices of rematerialisation and of scanned layers."""
-    return make_execution(config.parallel, remat=config.train.remat, scan=config.train.scan_layers)
+    return make_execution(
+        config.parallel, precision=config.precision, remat=config.train.remat, scan=config.train.scan_layers
+    )
 
 
 def identity(config: RunConfig, data_digest: str) -> dict[str, Any]:

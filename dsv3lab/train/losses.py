@@ -151,8 +151,20 @@ def of_output(
         by_depth.append(vocabulary_loss(flat, head, targets.ravel(), weights, chunk=config.vocab_chunk))
     main, *mtp = by_depth
     mtp_mean = sum(mtp[1:], mtp[0]) / len(mtp) if mtp else 0.0 * main
-    total = main + config.mtp_weight * mtp_mean + config.balance_alpha * output.balance
+    total = main + config.mtp_weight * mtp_mean + config.balance_alpha * output.balance + _auxiliary(output, config)
     return total, Losses(total=total, main=main, mtp=mtp_mean, balance=output.balance, loads=output.loads)
+
+
+def _auxiliary(output: Output, config: LossConfig) -> Float[Array, ""]:
+    """The balance losses of other papers with their weights; those of weight 0 leave no trace in the program."""
+    weights = {
+        "switch": config.switch_alpha,
+        "expert": config.expert_alpha,
+        "device": config.device_alpha,
+        "communication": config.communication_alpha,
+    }
+    terms = [weight * getattr(output.auxiliary, name) for name, weight in weights.items() if weight]
+    return sum(terms, jnp.zeros(()))
 
 
 def compute(
@@ -164,7 +176,7 @@ def compute(
 ) -> tuple[Float[Array, ""], Losses]:
     """The objective of `model` on `windows`, see `of_output`."""
     output = model.forward(windows[:, :-1], mtp=True, execution=execution)
-    return of_output(output, model.head, windows, config=config)
+    return of_output(output, model.output_matrix, windows, config=config)
 
 
 def terms(
@@ -178,6 +190,6 @@ def terms(
     rows = []
     for depth, hidden in enumerate((output.hidden, *output.mtp)):
         targets, mask = shifted_targets(windows, depth)
-        nll = token_losses(hidden.reshape(-1, hidden.shape[-1]), model.head, targets.ravel(), chunk=chunk)
+        nll = token_losses(hidden.reshape(-1, hidden.shape[-1]), model.output_matrix, targets.ravel(), chunk=chunk)
         rows.append(nll.reshape(mask.shape) * mask)
     return jnp.stack(rows)

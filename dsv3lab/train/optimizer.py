@@ -52,14 +52,30 @@ def make(config: TrainConfig, sequence_length: int) -> optax.GradientTransformat
     """Clip the gradient by its global norm, then AdamW with decoupled decay on the leaves of `decay_mask`."""
     options = config.optimizer
     learning_rate: Any = schedule(config, sequence_length)
+    adam = optax.scale_by_adam(b1=options.b1, b2=options.b2, eps=options.eps)
     return optax.chain(
         optax.clip_by_global_norm(options.clip_norm),
-        optax.adamw(
-            learning_rate,
-            b1=options.b1,
-            b2=options.b2,
-            eps=options.eps,
-            weight_decay=options.weight_decay,
-            mask=decay_mask,
-        ),
+        adam if options.moments == "float32" else kept_in_bfloat16(adam),
+        optax.add_decayed_weights(options.weight_decay, decay_mask),
+        optax.scale_by_learning_rate(learning_rate),
     )
+
+
+def kept_in_bfloat16(adam: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`adam` with both moments in bfloat16 between its updates, which compute in float32 (report 3.3.3).
+
+    Optax has a dtype for the first moment only.
+    """
+
+    def cast(state: Any, dtype: Any) -> Any:
+        moments = {name: jax.tree.map(lambda m: m.astype(dtype), getattr(state, name)) for name in ("mu", "nu")}
+        return state._replace(**moments)
+
+    def init(params: Any) -> Any:
+        return cast(adam.init(params), jnp.bfloat16)
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        updates, state = adam.update(updates, cast(state, jnp.float32), params)
+        return updates, cast(state, jnp.bfloat16)
+
+    return optax.GradientTransformation(init, update)

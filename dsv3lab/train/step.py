@@ -121,7 +121,8 @@ def apply(
     transformation: Any = optimizer.make(config, sequence_length)  # optax's types do not know eqx.Module as a tree
     updates, opt_state = transformation.update(grads, state.opt_state, params)
     model: DeepSeek = eqx.combine(eqx.apply_updates(params, updates), rest)
-    model = model.with_bias(bias_update(model.bias(), parts.loads, speed=config.loss.bias_update_speed))
+    if model.bias().size:
+        model = model.with_bias(bias_update(model.bias(), parts.loads, speed=config.loss.bias_update_speed))
     norm: Any = optax.tree.norm(jax.tree.leaves(grads))
     rate: Any = optimizer.schedule(config, sequence_length)(state.step)
     step_metrics = metrics.of_step(parts, grad_norm=norm, lr=rate)

@@ -30,7 +30,7 @@ BATCH = 1000  # MLflow's limit for one call
 NOTE_LIMIT = 7900  # MLflow cuts tags at 8000 characters without an error
 PARAMETERS = (
     *("train.seed", "train.tokens", "train.batch_size", "train.schedule.peak_lr", "data.sequence_length"),
-    *("model.hidden_size", "model.num_hidden_layers", "model.n_routed_experts", "parallel.data", "precision.compute"),
+    *("model.hidden_size", "model.num_hidden_layers", "model.n_routed_experts", "parallel.data", "precision.products"),
 )
 STAGE_FILES = {
     "notebook": ("executed.ipynb", "executed.html"),
