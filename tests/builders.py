@@ -8,7 +8,7 @@ import numpy as np
 
 from dsv3lab import config as configs
 from dsv3lab.config.data import TokenizerConfig
-from dsv3lab.config.train import CheckpointConfig, LossConfig, OptimizerConfig, ScheduleConfig
+from dsv3lab.config.train import CheckpointConfig, DropoutConfig, LossConfig, OptimizerConfig, ScheduleConfig
 from dsv3lab.config.workbook import ProfileConfig, SeedConfig, TrackingConfig
 
 SEQUENCE_LENGTH = 12
@@ -42,6 +42,21 @@ def model_config(**changes: Any) -> configs.ModelConfig:
     return configs.config("nano", **(tiny | changes))
 
 
+def loss_config(**changes: Any) -> LossConfig:
+    """The objective with MTP, the sequence-wise balance loss and the bias update, and no other paper's losses."""
+    tiny = LossConfig(
+        mtp_weight=0.3,
+        balance_alpha=1e-2,
+        switch_alpha=0.0,
+        expert_alpha=0.0,
+        device_alpha=0.0,
+        communication_alpha=0.0,
+        bias_update_speed=1e-2,
+        vocab_chunk=16,
+    )
+    return replace(tiny, **changes)
+
+
 def train_config(**changes: Any) -> configs.TrainConfig:
     """Six steps of four sequences in two micro-batches, a checkpoint every second step."""
     tiny = configs.TrainConfig(
@@ -53,7 +68,8 @@ def train_config(**changes: Any) -> configs.TrainConfig:
         schedule=ScheduleConfig(
             peak_lr=1e-2, final_lr=1e-3, tail_lr=1e-4, warmup=0.2, constant=0.5, cosine=0.8, tail=0.9
         ),
-        loss=LossConfig(mtp_weight=0.3, balance_alpha=1e-2, bias_update_speed=1e-2, vocab_chunk=16),
+        loss=loss_config(),
+        dropout=DropoutConfig(residual=0.0, attention=0.0),
         checkpoint=CheckpointConfig(interval=2, keep=2),
         log_interval=1,
         eval_interval=3,

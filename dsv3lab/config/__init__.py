@@ -22,6 +22,7 @@ from dsv3lab.config.run import RunConfig as RunConfig
 from dsv3lab.config.run import config as config
 from dsv3lab.config.run import read_yaml as read_yaml
 from dsv3lab.config.train import CheckpointConfig as CheckpointConfig
+from dsv3lab.config.train import DropoutConfig as DropoutConfig
 from dsv3lab.config.train import EvalConfig as EvalConfig
 from dsv3lab.config.train import LossConfig as LossConfig
 from dsv3lab.config.train import OptimizerConfig as OptimizerConfig

@@ -51,6 +51,14 @@ class LossConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DropoutConfig:
+    """What is dropped at random in training; the report drops nothing."""
+
+    residual: float = within(0.0, 0.999, doc="rate in what a sub-layer adds to the residual stream")
+    attention: float = within(0.0, 0.999, doc="rate in the heads' mixed values, before their output projection")
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     """When checkpoints are written and which are kept."""
 
@@ -69,11 +77,14 @@ class TrainConfig:
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     loss: LossConfig
+    dropout: DropoutConfig
     checkpoint: CheckpointConfig
     log_interval: int = within(1, unit="steps", doc="steps between progress lines and metric points")
     eval_interval: int = within(1, unit="steps", doc="steps between validation perplexities")
     eval_windows: int = within(1, unit="windows", doc="validation windows used at the interval")
-    remat: Literal["none", "full"]
+    remat: Literal["none", "full", "products", "report"]
+    """What of each unit of blocks is kept for the backward pass: everything, its input only, the outputs of products, or
+    these without the up-projections of MLA, as in the report (3.2.3)."""
     scan_layers: bool
 
     def __post_init__(self) -> None:

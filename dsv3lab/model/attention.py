@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from dsv3lab.config import ModelConfig
 from dsv3lab.model.execution import LOCAL, Execution
-from dsv3lab.model.layers import RMSNorm, normal
+from dsv3lab.model.layers import RMSNorm, dropout, normal
 from dsv3lab.model.rope import rotary_angles, rotate, softmax_scale
 
 
@@ -58,9 +58,13 @@ class MLA(eqx.Module):
         cos: Float[Array, "#batch seq half"],
         sin: Float[Array, "#batch seq half"],
         segments: Int[Array, "batch seq"] | None,
+        key: PRNGKeyArray | None = None,
         execution: Execution,
     ) -> Float[Array, "batch seq width"]:
-        """The layer's output for a normed input; the key's latent norm leaves the rotary key alone, as in the released code."""
+        """The layer's output for a normed input; the latent's norm leaves the rotary key alone, as in the released code.
+
+        `key` is that of the dropout on the heads' mixed values; `None`: nothing is dropped.
+        """
         batch, seq, _ = x.shape
         matmul = execution.matmul
         compressed = x
@@ -77,9 +81,10 @@ class MLA(eqx.Module):
         key_value = key_value.reshape(batch, seq, -1, self.nope + self.value)
         key_rope = rotate(key_rope, cos=cos, sin=sin)[:, :, None]
         key_rope = jnp.broadcast_to(key_rope, (*key_value.shape[:3], self.rope))
-        key = jnp.concatenate([key_value[..., : self.nope], key_rope], axis=-1)
+        keys = jnp.concatenate([key_value[..., : self.nope], key_rope], axis=-1)
 
-        mixed = execution.attention(query, key, key_value[..., self.nope :], scale=self.scale, segments=segments)
+        mixed = execution.attention(query, keys, key_value[..., self.nope :], scale=self.scale, segments=segments)
+        mixed = dropout(mixed, rate=execution.attention_dropout, key=key)
         return matmul(mixed.reshape(batch, seq, -1), self.out, place="attention.out")
 
 

@@ -9,7 +9,7 @@ from dsv3lab.config import ModelConfig
 from dsv3lab.model.attention import MLA
 from dsv3lab.model.execution import Execution
 from dsv3lab.model.experts import MoE
-from dsv3lab.model.layers import RMSNorm, SwiGLU
+from dsv3lab.model.layers import RMSNorm, SwiGLU, dropout
 from dsv3lab.model.routing import Auxiliary
 
 
@@ -52,23 +52,35 @@ class Block(eqx.Module):
         )
 
     def __call__(
-        self, h: Float[Array, "batch seq width"], context: Context, *, capture: frozenset[str], execution: Execution
+        self,
+        h: Float[Array, "batch seq width"],
+        context: Context,
+        *,
+        key: PRNGKeyArray | None,
+        capture: frozenset[str],
+        execution: Execution,
     ) -> tuple[Float[Array, "batch seq width"], Routed | None, dict[str, Array]]:
-        """The new residual stream, the routing statistics (None: dense) and the captured intermediates by local name."""
+        """The new residual stream, the routing statistics (None: dense) and the captured intermediates by local name.
+
+        `key` is that of the block's dropouts; `None`: nothing is dropped.
+        """
         captured: dict[str, Array] = {}
+        keys = (None, None, None) if key is None else tuple(jax.random.split(key, 3))
+        angles = {"cos": context.cos, "sin": context.sin}
         x = execution.gather_seq(self.attention_norm(h))
-        mixed = self.attention(x, cos=context.cos, sin=context.sin, segments=context.segments, execution=execution)
+        mixed = self.attention(x, **angles, segments=context.segments, key=keys[0], execution=execution)
         mixed = execution.scatter_seq(execution.sum_tp(mixed))
-        h = h + mixed
+        h = h + dropout(mixed, rate=execution.residual_dropout, key=keys[1])
         x = execution.gather_seq(self.ffn_norm(h))
         routed = None
         if isinstance(self.ffn, MoE):
             out, report = self.ffn(x, valid=context.valid, execution=execution)
-            routed = jax.tree.map(lambda a: a[None], Routed(report.loads, report.balance, report.auxiliary))
+            auxiliary = jax.tree.map(lambda a: a[None], report.auxiliary)
+            routed = Routed(report.loads[None], report.balance[None], auxiliary)
             captured = {"router.scores": report.scores, "router.ids": report.ids, "router.gates": report.gates}
         else:
             out = self.ffn(x, execution=execution)
-        h = h + execution.scatter_seq(execution.sum_tp(out))
+        h = h + dropout(execution.scatter_seq(execution.sum_tp(out)), rate=execution.residual_dropout, key=keys[2])
         captured |= {"attention": mixed, "hidden": h}
         return h, routed, {name: value for name, value in captured.items() if name in capture}
 
@@ -108,28 +120,31 @@ class Stack(eqx.Module):
         context: Context,
         *,
         first_layer: int,
+        key: PRNGKeyArray | None,
         capture: frozenset[str],
         execution: Execution,
     ) -> tuple[Float[Array, "batch seq width"], Routed | None, dict[str, Array]]:
         """Run all units; captured names are `layers.{i}.{local name}`, and asking for one unrolls the scan."""
         size = len(self.unit)
         prefixes = {f"layers.{first_layer + i}." for i in range(self.repeats * size)}
+        keys = None if key is None else jax.random.split(key, self.repeats)
         unroll = not execution.scan or any(name.startswith(tuple(prefixes)) for name in capture)
 
         def run(
-            h: Array, unit: tuple[Block, ...], wanted: tuple[frozenset[str], ...]
+            h: Array, unit: tuple[Block, ...], key: PRNGKeyArray | None, wanted: tuple[frozenset[str], ...]
         ) -> tuple[Array, Routed | None, list[dict[str, Array]]]:
             unit = execution.gather_params(unit)
+            keys = (None,) * size if key is None else tuple(jax.random.split(key, size))
             routed, captured = [], []
-            for block, names in zip(unit, wanted, strict=True):
-                h, one, taken = block(h, context, capture=names, execution=execution)
+            for block, names, own in zip(unit, wanted, keys, strict=True):
+                h, one, taken = block(h, context, key=own, capture=names, execution=execution)
                 routed += [] if one is None else [one]
                 captured.append(taken)
             return h, _concatenate(routed), captured
 
         if not unroll:
-            body = execution.remat(lambda h, unit: run(h, unit, (frozenset(),) * size)[:2])
-            h, routed = jax.lax.scan(body, h, self.unit)
+            body = execution.remat(lambda h, unit, key: run(h, unit, key, (frozenset(),) * size)[:2])
+            h, routed = jax.lax.scan(lambda h, xs: body(h, *xs), h, (self.unit, keys))
             return h, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), routed), {}
 
         statistics, everything = [], {}
@@ -137,7 +152,8 @@ class Stack(eqx.Module):
             unit = jax.tree.map(lambda a, r=repeat: a[r], self.unit)
             names = [f"layers.{first_layer + repeat * size + i}." for i in range(size)]
             wanted = tuple(frozenset(c.removeprefix(n) for c in capture if c.startswith(n)) for n in names)
-            h, routed, captured = execution.remat(lambda h, unit, w=wanted: run(h, unit, w))(h, unit)
+            own = None if keys is None else keys[repeat]
+            h, routed, captured = execution.remat(lambda h, unit, key, w=wanted: run(h, unit, key, w))(h, unit, own)
             statistics += [] if routed is None else [routed]
             for prefix, taken in zip(names, captured, strict=True):
                 everything |= {prefix + name: value for name, value in taken.items()}

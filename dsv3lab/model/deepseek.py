@@ -66,7 +66,9 @@ class DeepSeek(eqx.Module):
             embedding=normal(keys[0], (config.vocab_size, config.hidden_size), std=config.embedding_initializer_range),
             stacks=tuple(stacks),
             norm=RMSNorm.init(config.hidden_size, eps=config.rms_norm_eps),
-            head=None if config.tie_word_embeddings else normal(keys[3], (config.hidden_size, config.vocab_size), std=std),
+            head=None
+            if config.tie_word_embeddings
+            else normal(keys[3], (config.hidden_size, config.vocab_size), std=std),
             mtp=tuple(MTP.init(config, key=k) for k in keys[4:]),
             experts=config.n_routed_experts,
             rope_width=config.qk_rope_head_dim,
@@ -81,6 +83,7 @@ class DeepSeek(eqx.Module):
         positions: Int[Array, "#batch seq"] | None = None,
         segments: Int[Array, "batch seq"] | None = None,
         mtp: bool = False,
+        key: PRNGKeyArray | None = None,
         capture: frozenset[str] = frozenset(),
         execution: Execution = LOCAL,
     ) -> Output:
@@ -91,6 +94,7 @@ class DeepSeek(eqx.Module):
             positions: rotary position of each token; None: 0, 1, ... along the sequence.
             segments: document of each token: attention stays within one, and MTP does not look over its end.
             mtp: whether the MTP modules run.
+            key: of the dropouts that `execution` asks for, in training only; None: nothing is dropped.
             capture: names of intermediates to return, of `capture_names()`.
             execution: how the mathematics is carried out.
 
@@ -103,10 +107,13 @@ class DeepSeek(eqx.Module):
         cos, sin = rotary_angles(positions, width=self.rope_width, theta=self.rope_theta, yarn=self.yarn)
         context = Context(cos=cos, sin=sin, segments=segments, valid=None)
 
+        parts = len(self.stacks) + len(self.mtp)
+        keys = [None] * parts if key is None else list(jax.random.split(key, parts))
         embedded = self.embedding[tokens].astype(execution.activations)
         h, routed, captured, first_layer = embedded, [], {"embedding": embedded}, 0
-        for stack in self.stacks:
-            h, one, taken = stack(h, context, first_layer=first_layer, capture=capture, execution=execution)
+        for stack, own in zip(self.stacks, keys, strict=False):
+            shared: dict[str, Any] = {"capture": capture, "execution": execution}
+            h, one, taken = stack(h, context, first_layer=first_layer, key=own, **shared)
             routed += [] if one is None else [one]
             captured |= taken
             first_layer += stack.repeats * len(stack.unit)
@@ -114,10 +121,11 @@ class DeepSeek(eqx.Module):
 
         depths, previous = [], hidden
         for depth, module in enumerate(self.mtp if mtp else (), start=1):
-            shifted, valid = ahead(embedded, self.embedding[0], segments, depth=depth)
+            shifted, valid = ahead(embedded, self.embedding[0].astype(embedded.dtype), segments, depth=depth)
             names = frozenset(c.removeprefix(f"mtp.{depth}.") for c in capture if c.startswith(f"mtp.{depth}."))
             context = Context(cos=cos, sin=sin, segments=segments, valid=valid)
-            previous, one, taken = module(previous, shifted, context, capture=names, execution=execution)
+            options: dict[str, Any] = {"key": keys[-depth], "capture": names, "execution": execution}
+            previous, one, taken = module(previous, shifted, context, **options)
             routed += [] if one is None else [one]
             captured |= {f"mtp.{depth}.{name}": value for name, value in taken.items()}
             depths.append(previous)
@@ -192,7 +200,9 @@ class DeepSeek(eqx.Module):
 def _biases(model: DeepSeek) -> list[Any]:
     modules = model.mtp if isinstance(model.mtp, tuple) else ()  # eqx.tree_at puts a leaf in place of an empty tuple
     blocks = [block for stack in model.stacks for block in stack.unit] + [module.block for module in modules]
-    return [block.ffn.router.bias for block in blocks if isinstance(block.ffn, MoE) and block.ffn.router.bias is not None]
+    return [
+        block.ffn.router.bias for block in blocks if isinstance(block.ffn, MoE) and block.ffn.router.bias is not None
+    ]
 
 
 def init(config: ModelConfig, *, key: PRNGKeyArray, sharding: Any = None) -> DeepSeek:

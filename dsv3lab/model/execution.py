@@ -76,6 +76,9 @@ class Execution:
         gather_params: the whole parameters of one unit of blocks from their shards.
         remat: wraps the function of one unit of blocks, e.g. `jax.checkpoint`.
         scan: whether a stack's units run in `lax.scan` (compiles once) or unrolled.
+        residual_dropout: rate at which elements of what a sub-layer adds to the residual stream are dropped, when
+            `forward` has a key.
+        attention_dropout: the same for the heads' mixed values, before their output projection.
         activations: dtype of the residual stream, and so of everything that is computed in the dtype of its input;
             parameters keep theirs.
     """
@@ -90,6 +93,8 @@ class Execution:
     gather_params: Callable[[Any], Any] = identity
     remat: Callable[[Callable[..., Any]], Callable[..., Any]] = identity
     scan: bool = True
+    residual_dropout: float = 0.0
+    attention_dropout: float = 0.0
     activations: DTypeLike = jnp.float32
 
 

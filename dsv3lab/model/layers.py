@@ -39,6 +39,14 @@ class RMSNorm(eqx.Module):
         return rms_norm(x, self.weight, eps=self.eps)
 
 
+def dropout(x: Float[Array, "..."], *, rate: float, key: PRNGKeyArray | None) -> Float[Array, "..."]:
+    """`x` with elements dropped at `rate` and the others scaled up to the same mean; as it is at rate 0 or without a key."""
+    if not rate or key is None:
+        return x
+    kept = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
+
+
 def swiglu(gate_up: Float[Array, "... two_inner"]) -> Float[Array, "... inner"]:
     """`silu(gate) * up` of one array that holds both halves, gate first."""
     gate, up = jnp.split(gate_up, 2, axis=-1)

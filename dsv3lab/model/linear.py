@@ -66,7 +66,8 @@ def fp8_matmul(
     if place in KEPT:
         return matmul(x, w, place=place)
     flat, w = align(x.reshape(-1, x.shape[-1]), w)
-    return _linear(RECIPES.get(place, Recipe()), flat, w).reshape(*x.shape[:-1], w.shape[-1])
+    y: Array = _linear(RECIPES.get(place, Recipe()), flat, w)
+    return y.reshape(*x.shape[:-1], w.shape[-1])
 
 
 @ft.partial(jax.custom_vjp, nondiff_argnums=(0,))

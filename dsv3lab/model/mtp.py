@@ -66,16 +66,19 @@ class MTP(eqx.Module):
         embedded: Float[Array, "batch seq width"],
         context: Context,
         *,
+        key: PRNGKeyArray | None,
         capture: frozenset[str],
         execution: Execution,
     ) -> tuple[Float[Array, "batch seq width"], Routed | None, dict[str, Array]]:
         """The normed hidden state of this depth, from the previous depth's normed one and the embeddings ahead."""
         joined = jnp.concatenate([self.embedding_norm(embedded), self.hidden_norm(hidden)], axis=-1)
 
-        def run(joined: Array, module: MTP, context: Context) -> tuple[Array, Routed | None, dict[str, Array]]:
+        def run(
+            joined: Array, module: MTP, context: Context, key: PRNGKeyArray | None
+        ) -> tuple[Array, Routed | None, dict[str, Array]]:
             module = execution.gather_params(module)
             h = execution.matmul(joined, module.project, place="mtp.project")
-            h, routed, captured = module.block(h, context, capture=capture, execution=execution)
+            h, routed, captured = module.block(h, context, key=key, capture=capture, execution=execution)
             return module.norm(h), routed, captured
 
-        return execution.remat(run)(joined, self, context)
+        return execution.remat(run)(joined, self, context, key)

@@ -38,7 +38,7 @@ def tiled(x: Array, rows: int, columns: int, *, special: bool = False, power_of_
     for i in range(0, x.shape[0], rows):
         for j in range(0, x.shape[1], columns):
             part = x[i : i + rows, j : j + columns]
-            s = scale(np.abs(part).max(), 65024 if special else 448, power_of_two)
+            s = scale(float(np.abs(part).max()), 65024 if special else 448, power_of_two)
             out[i : i + rows, j : j + columns] = (e5m6 if special else e4m3)(part / s) * np.float64(s)
     return out
 

@@ -34,9 +34,9 @@ def data_parallel(
     """The step of one device as a step of the whole mesh, compiled.
 
     Args:
-        step: `step(state, windows, *, sum_data, mean_data) -> (state, metrics)`, such as `train.train_step` with its
+        step: `step(state, windows, *, sum_data, mean_data, shard) -> (state, metrics)`, such as `train.train_step` with its
             settings bound. It must pass loads through `sum_data` before it takes their sign, and gradients and means
-            through `mean_data`, so that what it returns is equal on all devices.
+            through `mean_data`, so that what it returns is equal on all devices; `shard` is the device's number.
         mesh: the devices; `axis` is the one that splits the batch.
         axis: name of the mesh axis.
 
@@ -45,7 +45,11 @@ def data_parallel(
         share. It raises ValueError for a batch that does not split into equal shares. Wait for each result before the
         next call on simulated devices (`jax.block_until_ready`), see `simulate_devices`.
     """
-    hooks = {"sum_data": ft.partial(sum_over, axis=axis), "mean_data": ft.partial(mean_over, axis=axis)}
+    hooks = {
+        "sum_data": ft.partial(sum_over, axis=axis),
+        "mean_data": ft.partial(mean_over, axis=axis),
+        "shard": ft.partial(jax.lax.axis_index, axis),
+    }
 
     @eqx.filter_jit
     def run(state: Any, windows: Array) -> tuple[Any, Any]:

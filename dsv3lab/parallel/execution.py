@@ -1,15 +1,14 @@
 """The `Execution` that a parallel plan asks for."""
 
 import dataclasses
-from typing import Literal
-
-import jax
 
 import jax.numpy as jnp
 
-from dsv3lab.config import ParallelConfig, PrecisionConfig
+from dsv3lab.config import DropoutConfig, ParallelConfig, PrecisionConfig
 from dsv3lab.model import LOCAL, Execution, fp8_grouped_matmul, fp8_matmul
+from dsv3lab.parallel.remat import Policy, with_remat
 
+NO_DROPOUT = DropoutConfig(residual=0.0, attention=0.0)
 FP32 = PrecisionConfig(products="float32", activations="float32")
 
 
@@ -17,7 +16,8 @@ def make_execution(
     plan: ParallelConfig,
     *,
     precision: PrecisionConfig = FP32,
-    remat: Literal["none", "full"] = "none",
+    dropout: DropoutConfig = NO_DROPOUT,
+    remat: Policy = "none",
     scan: bool = True,
 ) -> Execution:
     """How the model's mathematics is carried out under `plan`.
@@ -28,10 +28,12 @@ def make_execution(
     Args:
         plan: the device mesh.
         precision: number formats of the linear layers and of what is between them.
-        remat: "full" recomputes each unit of blocks in the backward pass and saves only its input.
+        dropout: rates of what is dropped in training.
+        remat: what of each unit of blocks is kept for the backward pass, see `remat.KEPT`.
         scan: run equal blocks in `lax.scan` (compiled once) instead of unrolled.
     """
     del plan  # the "data" axis is the only one, and no function of the forward pass crosses it
-    wrap = {"none": LOCAL.remat, "full": jax.checkpoint}[remat]
     products = {"matmul": fp8_matmul, "grouped_matmul": fp8_grouped_matmul} if precision.products == "fp8" else {}
-    return dataclasses.replace(LOCAL, remat=wrap, scan=scan, activations=jnp.dtype(precision.activations), **products)
+    rates = {"residual_dropout": dropout.residual, "attention_dropout": dropout.attention}
+    dtype = jnp.dtype(precision.activations)
+    return with_remat(dataclasses.replace(LOCAL, scan=scan, activations=dtype, **products, **rates), remat)

@@ -95,10 +95,10 @@ def fit(
 
 
 def execution_of(config: RunConfig) -> Execution:
-    """The execution on one device with the run's choices of rematerialisation and of scanned layers."""
-    return make_execution(
-        config.parallel, precision=config.precision, remat=config.train.remat, scan=config.train.scan_layers
-    )
+    """The execution on one device with the run's number formats, dropouts, rematerialisation and scanned layers."""
+    train = config.train
+    options: Any = {"dropout": train.dropout, "remat": train.remat, "scan": train.scan_layers}
+    return make_execution(config.parallel, precision=config.precision, **options)
 
 
 def identity(config: RunConfig, data_digest: str) -> dict[str, Any]:

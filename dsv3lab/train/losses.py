@@ -11,7 +11,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from dsv3lab.config import LossConfig
 from dsv3lab.model import LOCAL, DeepSeek, Execution, Output, align
@@ -172,10 +172,11 @@ def compute(
     windows: Int[Array, "batch seq_plus_one"],
     *,
     config: LossConfig,
+    key: PRNGKeyArray | None = None,
     execution: Execution = LOCAL,
 ) -> tuple[Float[Array, ""], Losses]:
-    """The objective of `model` on `windows`, see `of_output`."""
-    output = model.forward(windows[:, :-1], mtp=True, execution=execution)
+    """The objective of `model` on `windows`, see `of_output`; `key` is that of the dropouts."""
+    output = model.forward(windows[:, :-1], mtp=True, key=key, execution=execution)
     return of_output(output, model.output_matrix, windows, config=config)
 
 

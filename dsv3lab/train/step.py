@@ -69,11 +69,17 @@ def bias_update(
 
 
 def gradients(
-    model: DeepSeek, windows: Int[Array, "batch seq_plus_one"], *, config: TrainConfig, execution: Execution = LOCAL
+    model: DeepSeek,
+    windows: Int[Array, "batch seq_plus_one"],
+    *,
+    config: TrainConfig,
+    key: PRNGKeyArray | None = None,
+    execution: Execution = LOCAL,
 ) -> tuple[DeepSeek, losses.Losses]:
     """Mean gradient and losses over `windows`, taken in `config.micro_batches` equal parts one after the other.
 
-    Inside `shard_map` both are those of this device's windows: nothing is summed over devices here.
+    Inside `shard_map` both are those of this device's windows: nothing is summed over devices here. `key` is that of
+    the dropouts, split for the parts.
 
     Returns:
         the gradient of the trainable leaves (`None` elsewhere), and the losses with the loads summed over the parts.
@@ -91,20 +97,21 @@ def gradients(
     # varying like the data, it gets this device's gradient, and the caller communicates once for the whole batch.
     params = jax.tree.map(lambda leaf: align(leaf, windows)[0], params)
 
-    def objective(params: DeepSeek, part: Array) -> tuple[Array, losses.Losses]:
-        return losses.compute(eqx.combine(params, rest), part, config=config.loss, execution=execution)
+    def objective(params: DeepSeek, part: Array, key: PRNGKeyArray | None) -> tuple[Array, losses.Losses]:
+        return losses.compute(eqx.combine(params, rest), part, config=config.loss, key=key, execution=execution)
 
-    def one(part: Array) -> tuple[DeepSeek, losses.Losses]:
-        return jax.grad(objective, has_aux=True)(params, part)
+    def one(part: Array, key: PRNGKeyArray | None) -> tuple[DeepSeek, losses.Losses]:
+        return jax.grad(objective, has_aux=True)(params, part, key)
 
     count = config.micro_batches
     if count == 1:
-        return one(windows)
+        return one(windows, key)
     parts = windows.reshape(count, -1, windows.shape[1])
+    keys = None if key is None else jax.random.split(key, count)
     zeros = jax.tree.map(
-        lambda leaf: align(jnp.zeros(leaf.shape, leaf.dtype), windows)[0], jax.eval_shape(one, parts[0])
+        lambda leaf: align(jnp.zeros(leaf.shape, leaf.dtype), windows)[0], jax.eval_shape(one, parts[0], key)
     )
-    sums, _ = jax.lax.scan(lambda carry, part: (jax.tree.map(jnp.add, carry, one(part)), None), zeros, parts)
+    sums, _ = jax.lax.scan(lambda carry, xs: (jax.tree.map(jnp.add, carry, one(*xs)), None), zeros, (parts, keys))
     # The parts are equal, so the mean of their means is the mean of the batch. Counts (the integers) stay sums.
     return jax.tree.map(lambda leaf: leaf if jnp.issubdtype(leaf.dtype, jnp.integer) else leaf / count, sums)
 
@@ -133,6 +140,20 @@ def _same(tree: Any) -> Any:
     return tree
 
 
+def _first() -> int:
+    return 0
+
+
+def dropout_key(config: TrainConfig, step: Int[Array, ""], shard: Int[Array, ""] | int) -> PRNGKeyArray | None:
+    """The key of one step's dropouts on one device: a function of seed, step and shard, so that it needs no state.
+
+    `None` if nothing is dropped, and the program holds no random numbers.
+    """
+    if not (config.dropout.residual or config.dropout.attention):
+        return None
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed, impl="threefry2x32"), step), shard)
+
+
 def train_step(
     state: TrainState,
     windows: Int[Array, "batch seq_plus_one"],
@@ -142,6 +163,7 @@ def train_step(
     execution: Execution = LOCAL,
     sum_data: Callable[[Any], Any] = _same,
     mean_data: Callable[[Any], Any] = _same,
+    shard: Callable[[], Int[Array, ""] | int] = _first,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One optimizer step on `windows`; pure, to be jitted by the caller with `state` donated.
 
@@ -153,9 +175,10 @@ def train_step(
         execution: how the model's mathematics is carried out.
         sum_data: sum of integer loads over the data-parallel devices (`jax.lax.psum`).
         mean_data: mean of gradients and losses over the data-parallel devices (`jax.lax.pmean`).
+        shard: number of this device among them.
     """
     options: Any = {"config": config, "sequence_length": sequence_length, "execution": execution}
-    state, step_metrics = observed_step(state, windows, **options, sum_data=sum_data, mean_data=mean_data)
+    state, step_metrics = observed_step(state, windows, **options, sum_data=sum_data, mean_data=mean_data, shard=shard)
     del step_metrics["grads"]
     return state, step_metrics
 
@@ -169,9 +192,11 @@ def observed_step(
     execution: Execution = LOCAL,
     sum_data: Callable[[Any], Any] = _same,
     mean_data: Callable[[Any], Any] = _same,
+    shard: Callable[[], Int[Array, ""] | int] = _first,
 ) -> tuple[TrainState, dict[str, Any]]:
     """`train_step` that lets the mean gradient of the whole batch out too, as `grads` among the metrics."""
-    grads, parts = gradients(state.model, windows, config=config, execution=execution)
+    key = dropout_key(config, state.step, shard())
+    grads, parts = gradients(state.model, windows, config=config, key=key, execution=execution)
     loads = sum_data(parts.loads)
     means = mean_data((grads, parts.total, parts.main, parts.mtp, parts.balance))
     grads, total, main, mtp, balance = means

@@ -17,7 +17,7 @@ def window_losses(
     """Mean next-token loss of each window, in nats per token."""
     hidden = model.forward(windows[:, :-1], execution=execution).hidden
     targets, _ = shifted_targets(windows, 0)
-    losses = token_losses(hidden.reshape(-1, hidden.shape[-1]), model.head, targets.ravel(), chunk=chunk)
+    losses = token_losses(hidden.reshape(-1, hidden.shape[-1]), model.output_matrix, targets.ravel(), chunk=chunk)
     return jnp.mean(losses.reshape(targets.shape), axis=1)
 
 

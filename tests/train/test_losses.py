@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from dsv3lab.config import LossConfig, ParallelConfig
+from dsv3lab.config import ParallelConfig
 from dsv3lab.model import DeepSeek, Output, abstract
 from dsv3lab.parallel import make_mesh
 from dsv3lab.train import losses
 from tests import builders, tolerances
 from tests.train.helpers import random_like
 
-CONFIG = LossConfig(mtp_weight=0.3, balance_alpha=0.01, bias_update_speed=0.0, vocab_chunk=5)
+CONFIG = builders.loss_config(bias_update_speed=0.0, vocab_chunk=5)
 
 
 def normal(seed: int, *shape: int) -> np.ndarray:
