@@ -35,3 +35,14 @@ INFLUENCE_ATOL = 1e-5
 SCHEDULE_RTOL = 1e-6
 # train: float32 gradients summed in another order, relative to the largest element of each array
 GRADIENT_RTOL = 2e-5
+
+# Share of 40,000 draws: five standard deviations of a share of one quarter.
+DROPOUT_MEAN_ATOL = 0.011
+
+# Relative error of the mean loss of a tiny model: bfloat16 rounds each activation by up to 2**-9, E4M3 by up to 2**-4;
+# over the logits of the vocabulary most of it cancels.
+LOW_PRECISION_LOSS_RTOL = {"bf16": 2.0**-8, "fp8": 2.0**-5}
+# Norm of the difference of whole gradients over the norm: a few roundings in a row; a wrong product gives about 1.
+LOW_PRECISION_GRADIENT_RTOL = {"bf16": 0.05, "fp8": 0.3}
+# Of the largest update: two moments rounded by 2**-9 each, three times, and a square root.
+BFLOAT16_MOMENTS_RTOL = 2.0**-6

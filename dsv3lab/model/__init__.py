@@ -21,5 +21,6 @@ from dsv3lab.model.layers import SwiGLU as SwiGLU
 from dsv3lab.model.linear import fp8_grouped_matmul as fp8_grouped_matmul
 from dsv3lab.model.linear import fp8_matmul as fp8_matmul
 from dsv3lab.model.mtp import MTP as MTP
+from dsv3lab.model.routing import Auxiliary as Auxiliary
 from dsv3lab.model.routing import Router as Router
 from dsv3lab.model.varying import align as align

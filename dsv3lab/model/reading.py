@@ -81,21 +81,30 @@ def mla(layer: Any, x: Array, config: Any) -> Array:
     return np.array(out)
 
 
-def select(scores: Array, bias: Array, *, top: int, groups: int, top_groups: int) -> list[int]:
-    """The experts of one token, best first; of equals the lower index."""
+def select(scores: Array, bias: Array, *, top: int, groups: int, top_groups: int, best_of: int = 2) -> list[int]:
+    """The experts of one token, best first; of equals the lower index. A group is as strong as its `best_of` best."""
     biased = scores + bias
     size = len(scores) // groups
     allowed = range(len(scores))
     if top_groups < groups:
-        strength = [sum(sorted(biased[g * size : (g + 1) * size])[-2:]) for g in range(groups)]
+        strength = [sum(sorted(biased[g * size : (g + 1) * size])[-best_of:]) for g in range(groups)]
         best = sorted(range(groups), key=lambda g: (-strength[g], g))[:top_groups]
         allowed = [i for i in allowed if i // size in best]
     return sorted(allowed, key=lambda i: (-biased[i], i))[:top]
 
 
-def gates(scores: Array, chosen: list[int], *, scale: float) -> Array:
-    """Eq. 13: the unbiased scores of the chosen experts, normalised, times the routed scaling factor."""
-    return scores[chosen] / (scores[chosen].sum() + 1e-20) * scale
+def gates(scores: Array, chosen: list[int], *, scale: float, normalise: bool = True) -> Array:
+    """Eq. 13: the unbiased scores of the chosen experts, normalised (V2: as they are), times the routed scaling factor."""
+    return scores[chosen] / (scores[chosen].sum() + 1e-20 if normalise else 1) * scale
+
+
+def affinities(u: Array, centroids: Any, config: Any) -> Array:
+    """Eq. 15 for one token; V2: softmax over all experts."""
+    products = u @ numpy(centroids)
+    if config.scoring_func == "softmax":
+        exponential = np.exp(products - products.max())
+        return exponential / exponential.sum()
+    return 1 / (1 + np.exp(-products))
 
 
 def swiglu(x: Array, gate_up: Any, down: Any) -> Array:
@@ -107,16 +116,19 @@ def moe(layer: Any, x: Array, config: Any) -> tuple[Array, list[list[int]], Arra
     """Eq. 12 for one sequence: output, chosen experts and scores of each token."""
     out, everything, all_scores = [], [], []
     for u in x:
-        scores = 1 / (1 + np.exp(-(u @ numpy(layer.router.weight))))
+        scores = affinities(u, layer.router.weight, config)
+        v3 = config.topk_method == "noaux_tc"
         chosen = select(
             scores,
-            numpy(layer.router.bias),
+            numpy(layer.router.bias) if v3 else np.zeros_like(scores),
             top=config.num_experts_per_tok,
             groups=config.n_group,
             top_groups=config.topk_group,
+            best_of=2 if v3 else 1,
         )
+        weights = gates(scores, chosen, scale=config.routed_scaling_factor, normalise=config.norm_topk_prob)
         y = np.zeros_like(u)
-        for i, gate in zip(chosen, gates(scores, chosen, scale=config.routed_scaling_factor), strict=True):
+        for i, gate in zip(chosen, weights, strict=True):
             y += gate * swiglu(u, layer.experts.gate_up[i], layer.experts.down[i])
         if layer.shared is not None:
             y += swiglu(u, layer.shared.gate_up, layer.shared.down)
@@ -135,6 +147,35 @@ def balance(scores: Array, *, top: int) -> float:
             f[i] += experts / (top * seq)
         p += s / s.sum() / seq
     return float(f @ p)
+
+
+def switch(scores: Array, chosen: list[list[int]]) -> float:
+    """The Switch loss (arXiv:2101.03961, Eq. 4-6) of tokens [tokens, experts], for several experts of each token."""
+    tokens, experts = scores.shape
+    f, p = np.zeros(experts), np.zeros(experts)
+    for s, ids in zip(scores, chosen, strict=True):
+        for i in ids:
+            f[i] += 1 / (len(ids) * tokens)
+        p += s / s.sum() / tokens
+    return float(experts * (f @ p))
+
+
+def v2_losses(scores: Array, chosen: list[list[int]], *, groups: int, top_groups: int) -> tuple[float, float, float]:
+    """V2's three balance losses of one sequence without their alphas (V2 report, Eq. 23-31): expert, device, communication.
+
+    Devices are the groups of experts D, of which a token reaches at most M.
+    """
+    (seq, experts), top = scores.shape, len(chosen[0])
+    size = experts // groups
+    share = scores / scores.sum(axis=1, keepdims=True)
+    p = [sum(share[t, i] for t in range(seq)) / seq for i in range(experts)]
+    f = [experts / (top * seq) * sum(i in chosen[t] for t in range(seq)) for i in range(experts)]
+    members = [range(d * size, (d + 1) * size) for d in range(groups)]
+    f_device = [sum(f[i] for i in those) / size for those in members]
+    p_device = [sum(p[i] for i in those) for those in members]
+    sent = [sum(any(i in chosen[t] for i in those) for t in range(seq)) for those in members]
+    f_sent = [groups / (top_groups * seq) * count for count in sent]
+    return float(np.dot(f, p)), float(np.dot(f_device, p_device)), float(np.dot(f_sent, p_device))
 
 
 def bias_update(bias: Array, loads: Array, *, speed: float) -> Array:

@@ -32,7 +32,7 @@ class Trace(NamedTuple):
     losses: list
 
 
-def _step(state, windows, *, sum_data=lambda x: x, mean_data=lambda x: x):
+def _step(state, windows, *, sum_data=lambda x: x, mean_data=lambda x: x, shard=lambda: 0):
     """`train_step`, which also lets the gradient out."""
     seen = {}
 
@@ -45,7 +45,7 @@ def _step(state, windows, *, sum_data=lambda x: x, mean_data=lambda x: x):
         return seen["loads"]
 
     state, metrics = training.train_step(
-        state, windows, config=TRAIN, sequence_length=SEQUENCE, sum_data=count, mean_data=keep
+        state, windows, config=TRAIN, sequence_length=SEQUENCE, sum_data=count, mean_data=keep, shard=shard
     )
     return state, {"metrics": metrics, "loads": seen["loads"], "grads": seen["mean"][0], "loss": seen["mean"][1]}
 
@@ -138,7 +138,7 @@ def test_the_communication_is_one_all_reduce_of_each_gradient(start, batches, me
 
 
 def test_a_step_that_forgets_to_join_is_refused(start, batches, mesh):
-    def forgetful(state, windows, *, sum_data, mean_data):
+    def forgetful(state, windows, *, sum_data, mean_data, shard):
         return _step(state, windows, sum_data=sum_data)
 
     with pytest.raises(ValueError, match="varying|replicat|out_specs"):

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from dsv3lab.config import ParallelConfig
-from dsv3lab.model import DeepSeek, Output, abstract
+from dsv3lab.model import Auxiliary, DeepSeek, Output, abstract
 from dsv3lab.parallel import make_mesh
 from dsv3lab.train import losses
 from tests import builders, tolerances
@@ -55,6 +55,7 @@ def test_losses_follow_equations_21_to_25() -> None:
         mtp=tuple(jnp.asarray(h) for h in hidden[1:]),
         loads=jnp.zeros((1, 4), jnp.int32),
         balance=jnp.float32(7.0),
+        auxiliary=Auxiliary(*(jnp.float32(value) for value in (3.0, 5.0, 11.0, 13.0))),
         captured={},
     )
     total, parts = losses.of_output(output, jnp.asarray(head), jnp.asarray(windows), config=CONFIG)
@@ -63,6 +64,10 @@ def test_losses_follow_equations_21_to_25() -> None:
     expected = main + 0.3 / depths * sum(mtp) + 0.01 * 7.0  # Eq. 25: lambda / D times the sum
     np.testing.assert_allclose(total, expected, rtol=tolerances.LOSS_RTOL)
     assert parts.total == total
+    others = builders.loss_config(switch_alpha=0.1, expert_alpha=0.2, device_alpha=0.3, communication_alpha=0.4)
+    total, _ = losses.of_output(output, jnp.asarray(head), jnp.asarray(windows), config=others)
+    expected += 0.1 * 3.0 + 0.2 * 5.0 + 0.3 * 11.0 + 0.4 * 13.0
+    np.testing.assert_allclose(total, expected, rtol=tolerances.LOSS_RTOL)
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 12, 100])
