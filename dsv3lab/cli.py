@@ -43,6 +43,11 @@ VERBS = {
         example="dsv3lab config --phase 2 profile=long",
         target="dsv3lab.cli:show_config",
     ),
+    "model": Verb(
+        summary="print what a model is made of: shapes, parameters, FLOPs, cache",
+        example="dsv3lab model show v3",
+        target="dsv3lab.plan.show:main",
+    ),
     "verify": Verb(
         summary="recompute every record and the chain of promotions, and name what was changed",
         example="dsv3lab verify",

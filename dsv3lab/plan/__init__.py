@@ -9,3 +9,5 @@ from dsv3lab.plan.count import kv_bytes_per_token_gqa as kv_bytes_per_token_gqa
 from dsv3lab.plan.count import kv_bytes_per_token_mha as kv_bytes_per_token_mha
 from dsv3lab.plan.count import moe_layer_parameters as moe_layer_parameters
 from dsv3lab.plan.count import parameters as parameters
+from dsv3lab.plan.shapes import Tensor as Tensor
+from dsv3lab.plan.shapes import tensors as tensors

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections import Counter
 
 import equinox as eqx
 import jax
@@ -10,6 +11,7 @@ import pytest
 
 import dsv3lab as dl
 from dsv3lab import plan, program
+from dsv3lab.config import CONF
 from dsv3lab.model import COUNTABLE
 from dsv3lab.train import losses
 from tests import builders
@@ -20,12 +22,33 @@ def _counted(model):
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model)) - mtp, mtp
 
 
-@pytest.mark.parametrize("name", ["v3", "nano"])
-def test_the_abstract_model_has_the_planned_parameters(name):
+MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
+
+
+def _by_copy(model):
+    """Shape of every array -> how many there are, the layers of a stack apart."""
+    shapes = Counter()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(model):
+        stacked = path[0].name == "stacks"
+        shapes[leaf.shape[1:] if stacked else leaf.shape] += leaf.shape[0] if stacked else 1
+    return shapes
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_abstract_model_has_the_planned_arrays(name):
     config = dl.config(name)
-    total, mtp = _counted(dl.abstract(config))
+    model = dl.abstract(config)
     planned = plan.parameters(config)
-    assert (total, mtp) == (planned.total, planned.mtp)
+    assert _counted(model) == (planned.total, planned.mtp)
+    arrays = plan.tensors(config)
+    shapes = Counter()
+    for tensor in arrays:
+        shapes[tensor.shape] += tensor.copies
+    assert shapes == _by_copy(model)
+    by_part = Counter()
+    for tensor in arrays:
+        by_part[tensor.part] += tensor.parameters
+    assert by_part == Counter(planned.by_part | {"mtp": planned.mtp})
 
 
 def test_the_abstract_v3_is_the_checkpoint_to_the_unit():
@@ -40,7 +63,14 @@ def _forward(mtp, scan):
     return forward
 
 
-@pytest.mark.parametrize("changes", [{}, {"q_lora_rank": None, "num_nextn_predict_layers": 2, "n_shared_experts": 0}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"q_lora_rank": None, "num_nextn_predict_layers": 2, "n_shared_experts": 0},
+        {"dense_layer_interval": 2, "num_hidden_layers": 5, "tie_word_embeddings": True},
+    ],
+)
 @pytest.mark.parametrize("mtp", [False, True])
 @pytest.mark.parametrize("scan", [False, True])
 def test_forward_flops_are_the_planned_ones(changes, mtp, scan):
@@ -50,9 +80,11 @@ def test_forward_flops_are_the_planned_ones(changes, mtp, scan):
     assert counted == 30 * plan.flops_per_token(config, sequence_length=10, mtp=mtp, backward=False)
 
 
-def test_forward_flops_of_the_671b_model_are_the_planned_ones():
-    config = dl.config("v3")
-    counted = program.flops(_forward(True, True), dl.abstract(config), jax.ShapeDtypeStruct((2, 4096), jnp.int32))
+@pytest.mark.parametrize("name", MODELS)
+def test_forward_flops_of_every_configuration_are_the_planned_ones(name):
+    config = dl.config(name)
+    mtp = config.num_nextn_predict_layers > 0
+    counted = program.flops(_forward(mtp, True), dl.abstract(config), jax.ShapeDtypeStruct((2, 4096), jnp.int32))
     assert counted == 2 * 4096 * plan.flops_per_token(config, sequence_length=4096, backward=False)
 
 
