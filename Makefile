@@ -27,8 +27,8 @@ run: $(STAMP) same-python ## all four phases (PRESET=long: one to two hours; ARG
 	if [ $$status -ne 0 ]; then echo "make run: pipelines/all.py ended with exit status $$status (make itself exits 2)" >&2; fi; \
 	exit $$status
 
-test: $(STAMP) same-python lint ## lint, types, then the tests (ARGS: pytest arguments)
-	@$(PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+test: $(STAMP) same-python lint ## lint, types, then the tests, with the lines they cover (ARGS: pytest arguments)
+	@$(PY) -m pytest -n $(JOBS) --dist loadfile $(if $(ARGS),$(ARGS),--cov --cov-report=term)
 
 test-slow: $(STAMP) same-python ## the tests that take minutes
 	@$(PY) -m pytest -m slow $(ARGS)
