@@ -43,6 +43,11 @@ VERBS = {
         example="dsv3lab config --phase 2 profile=long",
         target="dsv3lab.cli:show_config",
     ),
+    "compare": Verb(
+        summary="show runs or stages side by side: metrics, gates, configuration, environment",
+        example="dsv3lab compare phase2/promoted phase2/last",
+        target="dsv3lab.workbook.compare:main",
+    ),
     "verify": Verb(
         summary="recompute every record and the chain of promotions, and name what was changed",
         example="dsv3lab verify",
