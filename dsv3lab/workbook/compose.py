@@ -156,13 +156,14 @@ def _explain(error: Exception, parsed: list[Any], overrides: list[str], conf: Pa
         return _one_line(error)
     for override in parsed:
         if not (conf / override.key_or_group).is_dir() and not override.is_add():
-            wrong = _wrong_key(known, override.key_or_group)
+            wrong = wrong_key(known, override.key_or_group)
             if wrong:
                 return f"'{override.input_line}': {wrong}"
     return _one_line(error)
 
 
-def _wrong_key(known: Any, dotted: str) -> str:
+def wrong_key(known: Any, dotted: str) -> str:
+    """What is wrong with a dotted key of the mapping `known`, with the nearest name; empty if nothing is."""
     path = ""
     for part in dotted.split("."):
         if not isinstance(known, Mapping):
