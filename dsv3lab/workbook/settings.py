@@ -1,23 +1,30 @@
-"""`dsv3lab config`: print the resolved configuration, and explain its keys."""
+"""`dsv3lab config`: print the resolved configuration, explain its keys, and read JSON in the seeds' layout."""
 
 import argparse
+import json
+import re
 import shutil
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from dsv3lab.config import ConfigError
+from dsv3lab.config import ConfigError, seed_json
 from dsv3lab.config import help as helps
+from dsv3lab.workbook import commands
 from dsv3lab.workbook.compose import compose, dump, wrong_key
+from dsv3lab.workbook.files import write_atomic
 
 LEGEND = "[report]: DeepSeek-V3 technical report, arXiv:2412.19437; sections, equations, tables"
 USAGE = """usage: dsv3lab config [show] [KEY ...] [--phase N] [key=value ...]
        dsv3lab config help [KEY ...]
+       dsv3lab config from-json FILE [--out FILE] [key=value ...]
 """
 
 
 def main(argv: list[str]) -> int:
     """Entry point of `dsv3lab config`; without a command it is `show`."""
-    verbs = {"show": show, "help": explain}
+    verbs = {"show": show, "help": explain, "from-json": from_json}
     if argv[:1] and argv[0] in verbs:
         return verbs[argv[0]](argv[1:])
     if argv[:1] in (["-h"], ["--help"]):
@@ -35,7 +42,7 @@ def show(argv: list[str]) -> int:
     parser.add_argument("words", nargs="*", metavar="KEY | key=value", help="keys to print, and Hydra overrides")
     parser.add_argument("--phase", type=int, choices=(1, 2, 3, 4), help="with this phase's stages and gates")
     args = parser.parse_intermixed_args(argv)
-    overrides = [word for word in args.words if "=" in word or word.startswith("~")]
+    overrides = [word for word in args.words if "=" in word or word.startswith(("~", "@"))]
     _, resolved = compose(overrides, phase=args.phase)
     names = [word for word in args.words if word not in overrides]
     for name in names:
@@ -65,6 +72,65 @@ def explain(argv: list[str]) -> int:
     if any("report" in key.source for key in found.values()):
         print(f"\n{LEGEND}")
     return 0
+
+
+def from_json(argv: list[str]) -> int:
+    """`dsv3lab config from-json`: a JSON configuration in the seeds' layout as a file of Hydra overrides."""
+    parser = argparse.ArgumentParser(
+        prog="dsv3lab config from-json",
+        description="Turn a JSON configuration (model, training, data, distributed) into overrides, each key mapped, "
+        "without effect, or refused with its reason. Nothing is written if a key is refused.",
+        epilog="example: dsv3lab config from-json tiny.json --out tiny.yaml, then python pipelines/phase2.py @tiny.yaml",
+    )
+    parser.add_argument("file", type=Path)
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides that the JSON is laid over, e.g. model=v3")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where the overrides go (default: the terminal)")
+    parser.add_argument("--partial", action="store_true", help="go on without the keys that are refused")
+    args = parser.parse_intermixed_args(argv)
+    document = seed_json.load(args.file)
+    _, base = compose(args.overrides)
+    reading = (seed_json.read_partly if args.partial else seed_json.read)(document, base)
+    refused = [f"  {name}: {reason}" for name, reason in reading.refused.items()]
+    if refused and not args.partial:
+        count = f"{len(refused)} key{'s are' if len(refused) > 1 else ' is'} refused"
+        raise ConfigError(
+            "\n".join([f"{args.file}: {count}, and nothing is written (--partial: go on without)", *refused])
+        )
+    compose([*args.overrides, *seed_json.overrides(reading)])
+    text = _override_file(args.file, args.overrides, reading, base)
+    if args.out is None:
+        print(text, end="")
+        return 0
+    write_atomic(args.out, text)
+    print(f"{args.out}: {len(reading.mapped)} overrides; {len(reading.idle)} without effect, {len(refused)} refused")
+    print("\n".join([*refused, f"next: {commands.pipeline('phase2', f'@{args.out}')}"]))
+    return 0
+
+
+def _override_file(source: Path, before: Sequence[str], reading: seed_json.Reading, base: Mapping[str, Any]) -> str:
+    """A YAML list of overrides, each with the keys of the JSON that it comes from."""
+    lines = [f"# Hydra overrides from {source.name}, for `python pipelines/phase2.py @FILE` and `dsv3lab train @FILE`."]
+    lines += [f"- {_quoted(word)}" for word in before]
+    for override, one in seed_json.overrides(reading).items():
+        note = f": {one.note}" if one.note else ""
+        lines.append(f"- {_quoted(override)}  # {', '.join(one.keys)}{note}")
+    lines = lines if len(lines) > 1 else [*lines, "[]"]
+    for title, names in (("refused", reading.refused), ("without effect", reading.idle)):
+        lines += [f"# {title}: {name}: {' '.join(reason.split())}" for name, reason in names.items()]
+    kept = ", ".join(
+        f"{key}={'null' if value is None else value}" for key, value in seed_json.unsaid(reading, base).items()
+    )
+    lines += (
+        textwrap.wrap(f"not said, as in conf: {kept}", 118, initial_indent="# ", subsequent_indent="#   ")
+        if kept
+        else []
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    """A scalar of YAML."""
+    return text if re.fullmatch(r"[\w.@/+-]+=[\w.+-]+", text) else json.dumps(text)
 
 
 def _at(resolved: Mapping[str, Any], name: str) -> Any:
