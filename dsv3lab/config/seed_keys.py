@@ -123,6 +123,9 @@ RULES: dict[str, Rule] = {
     "data.chinchilla_tokens": Off((None,), "the budget is training.total_training_tokens or training.train_steps"),
     "data.preprocessing.shuffle": Off((True,), "windows are always shuffled"),
     "data.preprocessing.shuffle_seed": To(("data.shuffle_seed",)),
+    "data.preprocessing.streaming": Off((False,), "a corpus is prepared before the training begins"),
+    "data.preprocessing.buffer_size": Idle("a corpus is prepared before the training begins"),
+    "data.preprocessing.prefetch_factor": Idle("a batch is a function of its step; nothing is loaded by workers"),
     "data.preprocessing.num_workers": Idle("a batch is a function of its step; nothing is loaded by workers"),
     # distributed
     **{

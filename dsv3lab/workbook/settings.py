@@ -6,10 +6,11 @@ import re
 import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from dsv3lab.config import ConfigError, seed_json
+from dsv3lab.config import ConfigError, nearest, seed_json
 from dsv3lab.config import help as helps
 from dsv3lab.workbook import commands
 from dsv3lab.workbook.compose import compose, dump, wrong_key
@@ -27,6 +28,8 @@ def main(argv: list[str]) -> int:
     verbs = {"show": show, "help": explain, "from-json": from_json}
     if argv[:1] and argv[0] in verbs:
         return verbs[argv[0]](argv[1:])
+    if argv and argv[0][:1] != "-" and get_close_matches(argv[0], verbs, n=1, cutoff=0.7):
+        raise ConfigError(f"no command '{argv[0]}'{nearest(argv[0], verbs)}")
     if argv[:1] in (["-h"], ["--help"]):
         print(USAGE)
     return show(argv)
@@ -82,22 +85,23 @@ def from_json(argv: list[str]) -> int:
         "without effect, or refused with its reason. Nothing is written if a key is refused.",
         epilog="example: dsv3lab config from-json tiny.json --out tiny.yaml, then python pipelines/phase2.py @tiny.yaml",
     )
-    parser.add_argument("file", type=Path)
-    parser.add_argument("overrides", nargs="*", help="Hydra overrides that the JSON is laid over, e.g. model=v3")
+    what = "the JSON, then Hydra overrides that it is laid over, e.g. model=v3"
+    parser.add_argument("words", nargs="+", metavar="FILE | key=value", help=what)
     parser.add_argument("--out", type=Path, metavar="FILE", help="where the overrides go (default: the terminal)")
     parser.add_argument("--partial", action="store_true", help="go on without the keys that are refused")
     args = parser.parse_intermixed_args(argv)
-    document = seed_json.load(args.file)
-    _, base = compose(args.overrides)
+    source, before = Path(args.words[0]), args.words[1:]
+    document = seed_json.load(source)
+    _, base = compose(before)
     reading = (seed_json.read_partly if args.partial else seed_json.read)(document, base)
     refused = [f"  {name}: {reason}" for name, reason in reading.refused.items()]
     if refused and not args.partial:
         count = f"{len(refused)} key{'s are' if len(refused) > 1 else ' is'} refused"
         raise ConfigError(
-            "\n".join([f"{args.file}: {count}, and nothing is written (--partial: go on without)", *refused])
+            "\n".join([f"{source}: {count}, and nothing is written (--partial: go on without)", *refused])
         )
-    compose([*args.overrides, *seed_json.overrides(reading)])
-    text = _override_file(args.file, args.overrides, reading, base)
+    compose([*before, *seed_json.overrides(reading)])
+    text = _override_file(source, before, reading, base)
     if args.out is None:
         print(text, end="")
         return 0
