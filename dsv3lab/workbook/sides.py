@@ -218,6 +218,9 @@ def _state(side: Side, home: Path) -> str:
         return f"{'its run is ' if side.single else ''}{word} · profile {record.profile} · {scope} · {count(results)}"
     closed = sum(_closed(folder) for folder in side.stages.values())
     if side.single:
-        return "closed; no record of its run" if closed else "incomplete: the stage is not closed (running or cut off)"
+        if closed:
+            return "closed; no record of its run"
+        hand = "" if home != side.folder else ", or a training of `dsv3lab train`, which has no stage"
+        return f"incomplete: the stage is not closed (running or cut off{hand})"
     listed = side.config.get("phase", {}).get("stages", {})
     return f"incomplete: no record yet (running or cut off); {closed} of {len(listed)} stages closed"
