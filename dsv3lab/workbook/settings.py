@@ -105,7 +105,10 @@ def from_json(argv: list[str]) -> int:
     if args.out is None:
         print(text, end="")
         return 0
-    write_atomic(args.out, text)
+    try:
+        write_atomic(args.out, text)
+    except OSError as error:
+        raise ConfigError(f"{args.out}: cannot be written ({error.strerror})") from None
     print(f"{args.out}: {len(reading.mapped)} overrides; {len(reading.idle)} without effect, {len(refused)} refused")
     print("\n".join([*refused, f"next: {commands.pipeline('phase2', f'@{args.out}')}"]))
     return 0

@@ -340,6 +340,11 @@ def test_a_mistyped_command_names_the_nearest(capsys: pytest.CaptureFixture[str]
     assert "did you mean 'from-json'?" in capsys.readouterr().err
 
 
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["config", "from-json", str(EXAMPLES[0].parent / "tiny.json"), "--out", str(tmp_path)]) == 2
+    assert f"{tmp_path}: cannot be written" in capsys.readouterr().err
+
+
 def test_pipelines_take_a_file_of_overrides(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("- train.seed=5  # mine\n")
