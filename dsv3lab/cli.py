@@ -39,9 +39,14 @@ VERBS = {
         target="dsv3lab.cli:train",
     ),
     "config": Verb(
-        summary="print the resolved configuration",
-        example="dsv3lab config --phase 2 profile=long",
-        target="dsv3lab.cli:show_config",
+        summary="print the resolved configuration, or explain its keys (config help KEY)",
+        example="dsv3lab config help train.schedule",
+        target="dsv3lab.workbook.settings:main",
+    ),
+    "compare": Verb(
+        summary="show runs or stages side by side: metrics, gates, configuration, environment",
+        example="dsv3lab compare phase2/promoted phase2/last",
+        target="dsv3lab.workbook.compare:main",
     ),
     "model": Verb(
         summary="print what a model is made of: shapes, parameters, FLOPs, cache",
@@ -126,19 +131,6 @@ def run(argv: list[str]) -> int:
     from dsv3lab.workbook import pipeline
 
     return pipeline.main_all(argv[1:]) if phase == "all" else pipeline.main([f"phase{phase}", *argv[1:]])
-
-
-def show_config(argv: list[str]) -> int:
-    """`dsv3lab config`: the configuration that overrides compose to, as YAML."""
-    from dsv3lab.workbook.compose import compose, dump
-
-    parser = argparse.ArgumentParser(prog="dsv3lab config", description="Print the resolved configuration.")
-    parser.add_argument("overrides", nargs="*", help="Hydra overrides, e.g. profile=long train.seed=1")
-    parser.add_argument("--phase", type=int, choices=(1, 2, 3, 4), help="with this phase's stages and gates")
-    args = parser.parse_args(argv)
-    _, resolved = compose(args.overrides, phase=args.phase)
-    print(dump(resolved), end="")
-    return 0
 
 
 def train(argv: list[str]) -> int:

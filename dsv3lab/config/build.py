@@ -27,7 +27,7 @@ def within(low: float | None = None, high: float | None = None, *, unit: str = "
         low: smallest value allowed (`None`: unbounded).
         high: largest value allowed (`None`: unbounded).
         unit: unit of the value, e.g. "tokens".
-        doc: what the value means, with its source.
+        doc: what the value means; a published source stands in brackets at its end: `[report 4.2, Eq. 25]`.
     """
     return dataclasses.field(metadata={"low": low, "high": high, "unit": unit, "doc": doc})
 

@@ -10,56 +10,72 @@ from dsv3lab.config.build import ConfigError, within
 class YarnConfig:
     """YaRN context extension (DeepSeek-V3 report 4.3; arXiv:2309.00071)."""
 
-    factor: float = within(1.0, doc="context extension factor s")
-    original_max_position_embeddings: int = within(1, unit="tokens", doc="context length before the extension")
-    beta_fast: float = within(0.0, doc="rotations above which a frequency is kept")
-    beta_slow: float = within(0.0, doc="rotations below which a frequency is interpolated")
-    mscale: float = within(0.0, doc="scale of cos and sin, relative to mscale_all_dim")
-    mscale_all_dim: float = within(0.0, doc="scale of the attention softmax, squared")
+    factor: float = within(1.0, doc="context extension factor s [report 4.3]")
+    original_max_position_embeddings: int = within(
+        1, unit="tokens", doc="context length before the extension [report 4.3]"
+    )
+    beta_fast: float = within(0.0, doc="rotations above which a frequency is kept [report 4.3]")
+    beta_slow: float = within(0.0, doc="rotations below which a frequency is interpolated [report 4.3]")
+    mscale: float = within(0.0, doc="scale of cos and sin, relative to mscale_all_dim [report 4.3]")
+    mscale_all_dim: float = within(0.0, doc="scale of the attention softmax, squared [report 4.3]")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """One model: sizes, routing, positions, initialisation."""
 
-    vocab_size: int = within(2, unit="tokens", doc="rows of the embedding and of the head")
-    hidden_size: int = within(1, doc="model width d")
-    num_hidden_layers: int = within(1, doc="main layers; MTP modules come on top")
-    first_k_dense_replace: int = within(0, doc="leading layers with a dense FFN instead of experts")
+    vocab_size: int = within(2, unit="tokens", doc="rows of the embedding and of the head [report 4.1]")
+    hidden_size: int = within(1, doc="model width d [report 4.2]")
+    num_hidden_layers: int = within(1, doc="main layers; MTP modules come on top [report 4.2]")
+    first_k_dense_replace: int = within(0, doc="leading layers with a dense FFN instead of experts [report 4.2]")
     dense_layer_interval: int | None = within(
         1, unit="layers", doc="layers 0, n, 2n, ... have a dense FFN, too (null: only the leading ones)"
     )
-    intermediate_size: int = within(1, doc="width of the dense SwiGLU")
-    num_attention_heads: int = within(1, doc="heads n_h")
-    q_lora_rank: int | None = within(1, doc="width of the compressed query d'_c (null: no compression)")
-    kv_lora_rank: int = within(1, doc="width of the compressed key-value latent d_c")
-    qk_nope_head_dim: int = within(1, doc="per-head query/key width without position d_h")
-    qk_rope_head_dim: int = within(2, doc="width of the rotary key d_h^R, shared by all heads (even)")
-    v_head_dim: int = within(1, doc="per-head value width")
-    n_routed_experts: int = within(1, doc="routed experts N_r")
-    n_shared_experts: int = within(0, doc="shared experts N_s, one SwiGLU of N_s x the expert width")
-    num_experts_per_tok: int = within(1, doc="routed experts chosen for each token K_r")
-    moe_intermediate_size: int = within(1, doc="width of one expert's SwiGLU")
-    n_group: int = within(1, doc="expert groups (nodes)")
-    topk_group: int = within(1, doc="groups that a token may reach M")
+    intermediate_size: int = within(1, doc="width of the dense SwiGLU [released config.json]")
+    num_attention_heads: int = within(1, doc="heads n_h [report 2.1.1, 4.2]")
+    q_lora_rank: int | None = within(
+        1, doc="width of the compressed query d'_c (null: no compression) [report 2.1.1, Eq. 6, 4.2]"
+    )
+    kv_lora_rank: int = within(1, doc="width of the compressed key-value latent d_c [report 2.1.1, Eq. 1, 4.2]")
+    qk_nope_head_dim: int = within(1, doc="per-head query/key width without position d_h [report 2.1.1, Eq. 2, 4.2]")
+    qk_rope_head_dim: int = within(
+        2, doc="width of the rotary key d_h^R, shared by all heads (even) [report 2.1.1, Eq. 3, 4.2]"
+    )
+    v_head_dim: int = within(1, doc="per-head value width [report 2.1.1, Eq. 5, 4.2]")
+    n_routed_experts: int = within(1, doc="routed experts N_r [report 2.1.2, Eq. 12, 4.2]")
+    n_shared_experts: int = within(
+        0, doc="shared experts N_s, one SwiGLU of N_s x the expert width [report 2.1.2, Eq. 12, 4.2]"
+    )
+    num_experts_per_tok: int = within(1, doc="routed experts chosen for each token K_r [report 2.1.2, Eq. 14, 4.2]")
+    moe_intermediate_size: int = within(1, doc="width of one expert's SwiGLU [report 4.2]")
+    n_group: int = within(1, doc="expert groups (nodes) [report 2.1.2, 4.2]")
+    topk_group: int = within(1, doc="groups that a token may reach M [report 2.1.2, 4.2]")
     scoring_func: Literal["sigmoid", "softmax"]
-    """How an expert's affinity is computed: sigmoid in V3 (Eq. 15), softmax over all experts in V2."""
+    """How an expert's affinity is computed: sigmoid in V3 (Eq. 15), softmax over all experts in V2 [report 2.1.2, Eq. 15]."""
     topk_method: Literal["noaux_tc", "group_limited_greedy", "greedy"]
     """How experts are chosen: V3's biased scores in the groups with the best two; V2's scores in the groups with the best
-    one; or the best scores of all, without groups (V2-Lite)."""
+    one; or the best scores of all, without groups (V2-Lite) [report 2.1.2, Eq. 14]."""
     norm_topk_prob: bool
-    """Whether the gates of the chosen experts are normalised to sum to one (V3) or are their scores (V2)."""
-    routed_scaling_factor: float = within(0.0, doc="factor on the gates (2.5 in the released V3, 16 in V2)")
-    num_nextn_predict_layers: int = within(0, doc="MTP depth D")
+    """Whether the gates of the chosen experts are normalised to sum to one, as in V3 (V2: no) [report 2.1.2, Eq. 13]."""
+    routed_scaling_factor: float = within(
+        0.0, doc="factor on the gates (2.5 in the released V3, 16 in V2) [report Eq. 13]"
+    )
+    num_nextn_predict_layers: int = within(0, doc="MTP depth D [report 2.2, 4.2]")
     tie_word_embeddings: bool
     """Whether the head is the embedding, transposed."""
-    rms_norm_eps: float = within(0.0, doc="epsilon of the layer norms")
-    latent_norm_eps: float = within(0.0, doc="epsilon of the norms on the compressed query and key-value latents")
-    rope_theta: float = within(1.0, doc="RoPE base")
+    rms_norm_eps: float = within(0.0, doc="epsilon of the layer norms [released config.json]")
+    latent_norm_eps: float = within(
+        0.0, doc="epsilon of the norms on the compressed query and key-value latents [released code]"
+    )
+    rope_theta: float = within(1.0, doc="RoPE base [released config.json]")
     rope_scaling: YarnConfig | None
-    max_position_embeddings: int = within(1, unit="tokens", doc="longest context")
-    initializer_range: float = within(0.0, doc="standard deviation of the normal initialisation (0.006 in the report)")
-    embedding_initializer_range: float = within(0.0, doc="the same for the embedding (0.006 in the report)")
+    max_position_embeddings: int = within(1, unit="tokens", doc="longest context [report 4.3]")
+    initializer_range: float = within(
+        0.0, doc="standard deviation of the normal initialisation (0.006 in the report) [report 4.2]"
+    )
+    embedding_initializer_range: float = within(
+        0.0, doc="the same for the embedding (0.006 in the report) [report 4.2]"
+    )
 
     def __post_init__(self) -> None:
         if self.qk_rope_head_dim % 2:

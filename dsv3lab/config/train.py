@@ -10,26 +10,28 @@ from dsv3lab.config.build import ConfigError, within
 class OptimizerConfig:
     """AdamW with a decay mask and global-norm clipping."""
 
-    b1: float = within(0.0, 1.0, doc="first-moment decay")
-    b2: float = within(0.0, 1.0, doc="second-moment decay")
+    b1: float = within(0.0, 1.0, doc="first-moment decay [report 4.2]")
+    b2: float = within(0.0, 1.0, doc="second-moment decay [report 4.2]")
     eps: float = within(0.0, doc="Adam epsilon (not published; chosen)")
-    weight_decay: float = within(0.0, doc="decoupled decay, on matrices only")
-    clip_norm: float = within(0.0, doc="largest global gradient norm")
+    weight_decay: float = within(0.0, doc="decoupled decay, on matrices only [report 4.2]")
+    clip_norm: float = within(0.0, doc="largest global gradient norm [report 4.2]")
     moments: Literal["float32", "bfloat16"]
-    """How both moments are kept between steps (bfloat16 in the report, 3.3.3)."""
+    """How both moments are kept between steps (bfloat16 in the report, 3.3.3) [report 3.3.3]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
     """Warm-up, constant, cosine, constant: the shape of the report's schedule, in fractions of the budget."""
 
-    peak_lr: float = within(0.0, doc="learning rate after warm-up")
-    final_lr: float = within(0.0, doc="learning rate at the end of the cosine")
-    tail_lr: float = within(0.0, doc="learning rate of the last constant stretch")
-    warmup: float = within(0.0, 1.0, unit="of the budget", doc="end of the linear warm-up")
-    constant: float = within(0.0, 1.0, unit="of the budget", doc="end of the constant stretch, start of the cosine")
-    cosine: float = within(0.0, 1.0, unit="of the budget", doc="end of the cosine, start of final_lr")
-    tail: float = within(0.0, 1.0, unit="of the budget", doc="start of tail_lr")
+    peak_lr: float = within(0.0, doc="learning rate after warm-up [report 4.2]")
+    final_lr: float = within(0.0, doc="learning rate at the end of the cosine [report 4.2]")
+    tail_lr: float = within(0.0, doc="learning rate of the last constant stretch [report 4.2]")
+    warmup: float = within(0.0, 1.0, unit="of the budget", doc="end of the linear warm-up [report 4.2]")
+    constant: float = within(
+        0.0, 1.0, unit="of the budget", doc="end of the constant stretch, start of the cosine [report 4.2]"
+    )
+    cosine: float = within(0.0, 1.0, unit="of the budget", doc="end of the cosine, start of final_lr [report 4.2]")
+    tail: float = within(0.0, 1.0, unit="of the budget", doc="start of tail_lr [report 4.2]")
 
     def __post_init__(self) -> None:
         if not self.warmup <= self.constant <= self.cosine <= self.tail:
@@ -40,13 +42,15 @@ class ScheduleConfig:
 class LossConfig:
     """Weights of the terms beside the next-token loss, and how the vocabulary loss is chunked."""
 
-    mtp_weight: float = within(0.0, doc="lambda of Eq. 25")
-    balance_alpha: float = within(0.0, doc="alpha of the sequence-wise balance loss, Eq. 17")
+    mtp_weight: float = within(0.0, doc="lambda of Eq. 25 [report 2.2, Eq. 25, 4.2]")
+    balance_alpha: float = within(
+        0.0, doc="alpha of the sequence-wise balance loss, Eq. 17 [report 2.1.2, Eq. 17, 4.2]"
+    )
     switch_alpha: float = within(0.0, doc="weight of the Switch loss over the whole batch (arXiv:2101.03961)")
     expert_alpha: float = within(0.0, doc="alpha_1 of V2's expert-level loss (V2 report, Eq. 23)")
     device_alpha: float = within(0.0, doc="alpha_2 of V2's device-level loss (Eq. 26)")
     communication_alpha: float = within(0.0, doc="alpha_3 of V2's communication loss (Eq. 29)")
-    bias_update_speed: float = within(0.0, doc="gamma of the router-bias update, 2.1.2")
+    bias_update_speed: float = within(0.0, doc="gamma of the router-bias update, 2.1.2 [report 2.1.2, 4.2]")
     vocab_chunk: int = within(1, unit="tokens", doc="tokens whose logits exist at once")
 
 
@@ -71,8 +75,8 @@ class TrainConfig:
     """One training run, ended by a token budget and never by a clock."""
 
     seed: int = within(0, doc="seed of the initialisation")
-    tokens: int = within(1, unit="tokens", doc="budget: targets of the next-token loss")
-    batch_size: int = within(1, unit="sequences", doc="sequences in one optimizer step")
+    tokens: int = within(1, unit="tokens", doc="budget: targets of the next-token loss [report 4.2]")
+    batch_size: int = within(1, unit="sequences", doc="sequences in one optimizer step [report 4.2]")
     micro_batches: int = within(1, doc="gradient accumulation: micro-batches in one step")
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
@@ -84,8 +88,9 @@ class TrainConfig:
     eval_windows: int = within(1, unit="windows", doc="validation windows used at the interval")
     remat: Literal["none", "full", "products", "report"]
     """What of each unit of blocks is kept for the backward pass: everything, its input only, the outputs of products, or
-    these without the up-projections of MLA, as in the report (3.2.3)."""
+    these without the up-projections of MLA, as in the report (3.2.3) [report 3.2.3]."""
     scan_layers: bool
+    """Whether the layers of a stack run in one compiled loop; unrolled, they compile longer and may run faster."""
 
     def __post_init__(self) -> None:
         if self.batch_size % self.micro_batches:
@@ -111,8 +116,8 @@ class StudyConfig:
     """Parts that phase 1 looks at on their own: balance methods side by side, and one expert layer against another."""
 
     batch_size: int = within(1, unit="sequences", doc="batch of each balance method")
-    balance_alpha: float = within(0.0, doc="alpha of the method with the auxiliary loss (Eq. 17)")
-    bias_update_speed: float = within(0.0, doc="gamma of the method with the bias update (2.1.2)")
+    balance_alpha: float = within(0.0, doc="alpha of the method with the auxiliary loss (Eq. 17) [report Eq. 17]")
+    bias_update_speed: float = within(0.0, doc="gamma of the method with the bias update (2.1.2) [report 2.1.2]")
     bias_scale: float = within(0.0, doc="standard deviation of the random biases under which the selection is checked")
     checked_tokens: int = within(1, unit="tokens", doc="tokens whose experts are computed a second time, in NumPy")
     layer_width: int = within(1, doc="hidden size of the expert layer that is timed")
@@ -126,9 +131,9 @@ class PrecisionConfig:
     """Number formats of the computation (DeepSeek-V3 report 3.3); master weights and gradients are float32 in all."""
 
     products: Literal["float32", "bfloat16", "fp8"]
-    """Of the linear layers. FP8 is emulated: block-scaled E4M3 values, sums in float32."""
+    """Of the linear layers. FP8 is emulated: block-scaled E4M3 values, sums in float32 [report 3.3]."""
     activations: Literal["float32", "bfloat16"]
-    """Of everything between them."""
+    """Of everything between them [report 3.3]."""
 
     def __post_init__(self) -> None:
         if self.products != "fp8" and self.products != self.activations:
@@ -141,6 +146,6 @@ class PrecisionConfig:
 class ParallelConfig:
     """The device mesh."""
 
-    data: int = within(1, unit="devices", doc="data-parallel ways")
+    data: int = within(1, unit="devices", doc="data-parallel ways [report 3.2]")
     simulated: bool
     """Whether the devices are simulated on the CPU."""

@@ -11,8 +11,11 @@ class SourceConfig:
     """Where a threshold comes from."""
 
     type: Literal["paper", "seed", "measured", "theory", "policy"]
+    """What kind of source."""
     ref: str
+    """Where in it, or what was measured."""
     date: str
+    """When it was read or measured, e.g. 2026-11-22."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +23,7 @@ class RequiresConfig:
     """The hardware on which a gate means something."""
 
     device: Literal["any", "cpu", "gpu"]
+    """Kind of device; on another one the gate is skipped."""
     count: int = within(1, unit="devices", doc="devices needed")
 
 
@@ -28,18 +32,28 @@ class GateConfig:
     """One gate: a metric of one stage compared with a threshold."""
 
     stage: str
+    """The stage that logs the metric."""
     title: str
+    """What it asks, for people."""
     role: Literal["throughput", "loss", "error", "other"]
+    """Every stage needs a throughput gate, and a loss or error gate."""
     kind: Literal["quality", "infra", "repro"]
+    """Whether it judges the result, the machinery or its repeatability."""
     metric: str
+    """Name of the metric in `metrics.jsonl`."""
     aggregate: Literal["last", "min", "max", "median"]
+    """Which of the metric's values is compared."""
     op: Literal["<=", "<", ">=", ">", "=="]
+    """How the value must stand to the threshold."""
     threshold: float = within(doc="the bound")
     unit: str
+    """Unit of metric and threshold."""
     severity: Literal["block", "warn"]
+    """Whether failing it stops the promotion."""
     requires: RequiresConfig
     source: SourceConfig
     rationale: str
+    """Why the threshold is where it is, in a line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +61,9 @@ class StageConfig:
     """One notebook of a phase."""
 
     title: str
+    """What it does, for people."""
     notebook: str
+    """Its path in the checkout."""
     needs: tuple[str, ...]
     """Stages whose folder this one reads, as `phase/stage`; those of the same phase run first."""
     limit_s: float = within(1.0, unit="s", doc="wall-clock limit in the default profile")
@@ -59,8 +75,11 @@ class TargetConfig:
     """A target of the seed documents, and the gate that answers it."""
 
     text: str
+    """As the seed says it."""
     gate: str | None
+    """The gate that answers it (null: none does)."""
     note: str
+    """What the gate shows of it, or why there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,25 +87,33 @@ class SeedConfig:
     """What the project's seed documents say of a phase."""
 
     weeks: str
+    """When in the seed's plan."""
     infrastructure: tuple[str, ...]
+    """What it runs on."""
     resources: dict[str, str]
+    """What it takes of each: memory, storage, network."""
     targets: tuple[TargetConfig, ...]
     """What the phase is to validate."""
     criteria: tuple[TargetConfig, ...]
     """The success criteria of the scale that the phase works towards."""
     ref: str
+    """Which seed, and where in it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseConfig:
     """One of the four infrastructure phases."""
 
-    number: int = within(1, 4)
+    number: int = within(1, 4, doc="which of the four")
     title: str
+    """Its name, for people."""
     question: str
-    requires_phase: int | None = within(1, 3, doc="phase that must be promoted first")
+    """What it is to answer."""
+    requires_phase: int | None = within(1, 3, doc="phase that must be promoted first (null: none)")
     stages: dict[str, StageConfig]
+    """Its notebooks, by name."""
     gates: dict[str, GateConfig]
+    """What they must reach, by name."""
     seed: SeedConfig
 
     def __post_init__(self) -> None:
@@ -105,6 +132,7 @@ class ProfileConfig:
     """How much of everything is run."""
 
     name: str
+    """The profile's name: that of its file."""
     promotes: bool
     """Whether records of this profile may be promoted; the short profile for CI may not."""
     bench_repeats: int = within(1, doc="repeats behind each median")
@@ -123,5 +151,7 @@ class TrackingConfig:
     """Where metrics go besides the files of the run."""
 
     enabled: bool
+    """Whether the pipeline passes metrics on to MLflow."""
     experiment: str
+    """Name of MLflow's experiment."""
     flush_s: float = within(0.1, unit="s", doc="how often the pipeline passes new metrics on")

@@ -19,6 +19,7 @@ HELP = """usage: {python} pipelines/{name}.py [--plan] [--only STAGE] [--from ST
   --only STAGE   run this stage; the others are taken from an earlier execution if their inputs are the same
   --from STAGE   run this stage and the later ones; the same holds for the others
   key=value      Hydra overrides, e.g. profile=long train.seed=1
+  @FILE          those in a file, a YAML list
 
 example: {python} pipelines/{name}.py {example}
 
@@ -105,7 +106,7 @@ def parse(argv: Sequence[str]) -> Arguments:
             values["only" if flag == "--only" else "start"] = stage
         elif word.startswith("-"):
             raise ConfigError(f"unknown flag {flag}{nearest(flag, FLAGS)}")
-        elif not given and not word.startswith("~"):
+        elif not given and not word.startswith(("~", "@")):
             hint = nearest(f"--{word}", FLAGS) if f"--{word}" in FLAGS else "; overrides are written key=value"
             raise ConfigError(f"'{word}' is neither a flag nor an override{hint}")
         else:

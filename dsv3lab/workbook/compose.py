@@ -19,7 +19,7 @@ def compose(
     """The configuration from `conf/config.yaml` and Hydra overrides.
 
     Args:
-        overrides: Hydra overrides, e.g. `["profile=ci", "train.tokens=100000"]`.
+        overrides: Hydra overrides, e.g. `["profile=ci", "train.tokens=100000"]`; `"@FILE"` stands for those in a file.
         phase: number of the phase whose stages and gates are taken; `None` leaves the choice to `overrides`.
         conf: the folder of the config groups.
 
@@ -29,7 +29,7 @@ def compose(
     Raises:
         ConfigError: one sentence that names the override, key or value, with the nearest known name.
     """
-    overrides = [str(override) for override in overrides]
+    overrides = [word for override in overrides for word in _from_file(str(override))]
     with _LOCK:
         resolved = _resolve(overrides, phase=phase, conf=conf.resolve())
     return build(RunConfig, resolved), resolved
@@ -76,6 +76,22 @@ def dump(resolved: Mapping[str, Any]) -> str:
 def load(path: Path) -> RunConfig:
     """The configuration in a `config.resolved.yaml`."""
     return build(RunConfig, read_yaml(path))
+
+
+def _from_file(word: str) -> list[str]:
+    """The overrides in the file that `@FILE` names, a YAML list; any other word is an override itself."""
+    if not word.startswith("@"):
+        return [word]
+    path = Path(word[1:])
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"'{word}': {path} cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"'{word}': {path} is not valid YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(value, list) or not all(isinstance(one, str) and not one.startswith("@") for one in value):
+        raise ConfigError(f"'{word}': {path} is not a list of overrides such as '- train.seed=1'")
+    return value
 
 
 def _told(prefix: str, held: Any, given: Any, where: str) -> list[str]:
@@ -156,13 +172,14 @@ def _explain(error: Exception, parsed: list[Any], overrides: list[str], conf: Pa
         return _one_line(error)
     for override in parsed:
         if not (conf / override.key_or_group).is_dir() and not override.is_add():
-            wrong = _wrong_key(known, override.key_or_group)
+            wrong = wrong_key(known, override.key_or_group)
             if wrong:
                 return f"'{override.input_line}': {wrong}"
     return _one_line(error)
 
 
-def _wrong_key(known: Any, dotted: str) -> str:
+def wrong_key(known: Any, dotted: str) -> str:
+    """What is wrong with a dotted key of the mapping `known`, with the nearest name; empty if nothing is."""
     path = ""
     for part in dotted.split("."):
         if not isinstance(known, Mapping):
