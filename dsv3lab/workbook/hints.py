@@ -45,13 +45,13 @@ STAGES = (
         "computes, wait for each step (jax.block_until_ready), or lower parallel.data",
     ),
     Hint(
-        pattern=r"RESOURCE_EXHAUSTED|\bMemoryError\b|[Oo]ut of memory|std::bad_alloc|Cannot allocate memory",
-        advice=f"memory ran out: {MEMORY}",
-    ),
-    Hint(
         pattern=r"DeadKernelError|by signal 9 without a result",
         advice="if nobody ended it, the system did, for memory (`dmesg | grep -i 'out of memory'` names the process): "
         f"{MEMORY}",
+    ),
+    Hint(
+        pattern=r"RESOURCE_EXHAUSTED|\bMemoryError\b|[Oo]ut of memory|std::bad_alloc|Cannot allocate memory",
+        advice=f"memory ran out: {MEMORY}",
     ),
     Hint(
         pattern=r"^FloatingPointError|invalid value \((nan|inf)\)",

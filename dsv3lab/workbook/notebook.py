@@ -154,9 +154,7 @@ def _status(folder: Path, how: str, exit_status: int, *, interrupted: bool, limi
         if interrupted:
             return "preempted", "ended by a signal before the notebook started"
         by = f"signal {-exit_status}" if exit_status < 0 else f"exit status {exit_status}"
-        return "failed", f"the executor ended by {by} without a result" + (
-            " (out of memory?)" if by == "signal 9" else ""
-        )
+        return "failed", f"the executor ended by {by} without a result"
     return status, "" if status == "ok" else sentence
 
 
