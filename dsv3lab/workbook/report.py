@@ -220,8 +220,11 @@ def _value(value: Any) -> str:
 
 def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     head = "".join(f"<th>{name}</th>" for name in names)
-    lines = ["<tr>" + "".join(f"<td>{_e(cell)}</td>" for cell in row) + "</tr>" for row in rows]
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    lines = [
+        "<tr>" + "".join(f"<td data-label='{n}'>{_e(cell)}</td>" for n, cell in zip(names, row, strict=True)) + "</tr>"
+        for row in rows
+    ]
+    return f"<table class='list'><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 
 def _environment(record: PhaseRecord) -> str:

@@ -28,9 +28,11 @@ img{max-width:100%;height:auto;display:block}
 pre{white-space:pre-wrap;background:#f6f6f6;padding:.7em;font-size:.8rem}
 details{margin:.6em 0}summary{cursor:pointer}
 @media screen and (max-width:46rem){
- table.gates thead{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
- table.gates,table.gates tbody,table.gates tr{display:block}
- table.gates tr{border-bottom:2px solid var(--line);padding:.4em 0}
+ thead{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
+ table.gates,table.gates tbody,table.gates tr,table.list,table.list tbody,table.list tr,table.list td{display:block}
+ table.gates tr,table.list tr{border-bottom:2px solid var(--line);padding:.4em 0}
+ table.list td{border:0;padding:.1em 0}
+ table.list td::before{content:attr(data-label) ": ";color:var(--soft)}
  table.gates td{display:flex;justify-content:space-between;gap:1em;border:0;padding:.1em 0;text-align:right}
  table.gates td::before{content:attr(data-label);color:var(--soft);text-align:left;flex:0 0 5.5em}
  table.gates td:first-child,table.gates td:last-child{display:block;text-align:left}

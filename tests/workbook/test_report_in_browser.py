@@ -44,7 +44,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     samples.execution(runs, before, resolved)
     config, _ = compose([f"data.name={'x' * 90}", "train.schedule.peak_lr=0.001"], phase=1, conf=conf)
     folder = runs / "phase1" / "20261122T200836Z-738d39"
-    heavy = noise(1200, 700)
+    heavy = noise(1200, 600)
     for number, name in enumerate(STAGES):
         _stage(folder / name, {"noise": heavy} if number % 2 else {})
     stages = [_outcome(config, folder, name) for name in STAGES]
