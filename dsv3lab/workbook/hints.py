@@ -33,10 +33,7 @@ BALANCE = (
     "raise train.loss.bias_update_speed (gamma: a short run needs more than the report's 0.001), then "
     "train.loss.balance_alpha"
 )
-SPEED = (
-    "run it again while nothing else computes; larger parts of a batch (train.micro_batches down, train.batch_size up) "
-    "fill a device better"
-)
+ALONE = "run it again while nothing else computes"
 
 STAGES = (
     Hint(
@@ -87,7 +84,12 @@ METRICS = (
         pattern=r"save_fraction",
         advice="the disk is slow: export DSV3LAB_RUNS=ANOTHER_FOLDER on a local one, and run it while nothing else writes",
     ),
-    Hint(pattern=r"peak_fraction|tokens_per_s|throughput|speedup", advice=SPEED),
+    Hint(pattern=r"speedup|relative_throughput", advice=ALONE),
+    Hint(
+        pattern=r"peak_fraction|tokens_per_s",
+        advice=f"{ALONE}; in a training, larger parts of a batch (train.micro_batches down, train.batch_size up) fill a "
+        "device better",
+    ),
 )
 """For a gate that failed; the first that fits the name of its metric."""
 
