@@ -86,6 +86,7 @@ def test_every_cell_of_a_phase_runs_and_its_exact_gates_pass(number, runs, capsy
     for stage in record.stages:
         content = json.loads((folder / stage.name / "stage.json").read_text())
         assert content["status"] == "closed" and content["figures"]
+        assert all(figure["axes"] for figure in content["figures"]), "the report names the units of every picture"
         assert _pictures(folder / stage.name / "executed.ipynb") == len(content["figures"])
 
 

@@ -8,3 +8,4 @@ from dsv3lab.plots.curves import matrix as matrix
 from dsv3lab.plots.style import COLOURS as COLOURS
 from dsv3lab.plots.style import png as png
 from dsv3lab.plots.style import style as style
+from dsv3lab.plots.style import svg as svg

@@ -247,16 +247,30 @@ class _Run:
             now = time.perf_counter()
             self.clock.add(step_s=now - asked, wait_s=begun - asked)
             self.done += 1
-            self.nonfinite += not np.isfinite(jax.device_get((metrics["total"], metrics["grad_norm"]))).all()
-            self._after_step(metrics, last=self.done == end)
+            first_bad = self._count_nonfinite(metrics)
+            self._after_step(metrics, last=self.done == end, report=first_bad)
             if now - shown > SHOWN_EVERY_S or self.done == end:
                 shown = now
                 self._show(float(metrics["loss"]), elapsed=now - started, rate=(self.done - first) / (now - started))
 
-    def _after_step(self, metrics: dict[str, jax.Array], *, last: bool) -> None:
+    def _count_nonfinite(self, metrics: dict[str, jax.Array]) -> bool:
+        """Count a step whose objective or gradient norm is not finite; for the run's first one, say where it began."""
+        watched = ("loss", "mtp_loss", "balance_loss", "total", "grad_norm")
+        values = dict(zip(watched, map(float, jax.device_get([metrics[name] for name in watched])), strict=True))
+        if np.isfinite((values["total"], values["grad_norm"])).all():
+            return False
+        self.nonfinite += 1
+        if self.nonfinite == 1:
+            bad = [name for name, value in values.items() if not np.isfinite(value)]
+            side = "the backward pass, the losses are finite" if bad == ["grad_norm"] else "the forward pass"
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+            self.progress(f"step {self.done}: not finite: {', '.join(bad)}; it began in {side} ({shown})")
+        return self.nonfinite == 1
+
+    def _after_step(self, metrics: dict[str, jax.Array], *, last: bool, report: bool) -> None:
         if last:  # other load may have slowed the first measurement: the roof is the higher of the two
             self.clock.peak_flops = max(self.clock.peak_flops, matmul_peak())
-        if last or self.done % self.train.log_interval == 0:
+        if last or report or self.done % self.train.log_interval == 0:
             tokens = self.done * self.clock.tokens_per_step
             self._report({**of_report(metrics), "train/tokens": float(tokens), **self.clock.metrics()})
         if last or self.done % self.train.eval_interval == 0:

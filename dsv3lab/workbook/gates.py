@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dsv3lab.config import GateConfig, nearest
+from dsv3lab.workbook import hints
 from dsv3lab.workbook import waivers as waiving
 
 Status = Literal["pass", "fail", "error", "skipped", "waived", "missing"]
 
+SHOWN = 4
+"""Metrics that are named where NaN began."""
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
@@ -181,16 +184,25 @@ def evaluate(
         return _result(gate, gate_id, "missing", None, 0, f"no metric '{gate.metric}'{hint}")
     bad = [value for value in values if number(value) is None]
     if bad:
-        return _result(
-            gate, gate_id, "error", None, len(values), f"{gate.metric} is {_short(bad[0])}, not a finite number"
-        )
+        message = f"{gate.metric} is {_short(bad[0])}, not a finite number"
+        return _result(gate, gate_id, "error", None, len(values), _advised(message, gate, points))
     observed = _aggregate(values, gate.aggregate)
     if number(observed) is None:
         return _result(gate, gate_id, "error", None, len(values), f"no finite {gate.aggregate} of {gate.metric}")
     if holds(observed, gate.op, gate.threshold):
         return _result(gate, gate_id, "pass", observed, len(values), "")
     message = f"{gate.metric} is {observed:.6g} {gate.unit}, needs {gate.op} {gate.threshold:.6g}".replace("  ", " ")
-    return _result(gate, gate_id, "fail", observed, len(values), message)
+    return _result(gate, gate_id, "fail", observed, len(values), _advised(message, gate, points))
+
+
+def began(points: Sequence[Point]) -> str:
+    """Where the first value that is not finite stands, with its neighbours of the same step; empty if there is none."""
+    bad = [p for p in points if isinstance(p.value, float) and not math.isfinite(p.value)]
+    if not bad:
+        return ""
+    names = [p.name for p in bad if (p.step, p.time) == (bad[0].step, bad[0].time)]
+    where = "no step" if bad[0].step is None else f"step {bad[0].step}"
+    return f"{where}, in {', '.join(names[:SHOWN])}{f' and {len(names) - SHOWN} more' if len(names) > SHOWN else ''}"
 
 
 def evaluate_stage(
@@ -241,6 +253,14 @@ def _lacking(gate: GateConfig, device: Device) -> str:
         return ""
     wanted = "device" if needs.device == "any" else needs.device
     return f"needs {needs.count} x {wanted}, ran on {device.count} x {device.kind}"
+
+
+def _advised(message: str, gate: GateConfig, points: Sequence[Point]) -> str:
+    """The message with what to do; of NaN and infinite numbers, with where they began."""
+    own = [point for point in points if point.name == gate.metric]
+    where = began(points) if began(own) or hints.counts_not_finite(gate.metric) else ""
+    advice = hints.not_finite(where) if where else hints.of_metric(gate.metric)
+    return f"{message}; {advice}" if advice else message
 
 
 def _aggregate(values: Sequence[float], how: str) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dsv3lab.config import ROOT, RunConfig
-from dsv3lab.workbook import gates
+from dsv3lab.workbook import gates, hints
 from dsv3lab.workbook.execute import LAST_LINES, tail
 from dsv3lab.workbook.files import read_json, sha256_file, write_atomic
 from dsv3lab.workbook.gates import Device
@@ -66,6 +66,8 @@ def run(
     finally:
         exit_status = child.end()
     status, error = _status(folder, how, exit_status, interrupted=interrupts.count > 0, limit_s=limit_s)
+    if status not in ("ok", "preempted"):
+        error = hints.with_advice(error, [str(text) for text in _result(folder).get("lines") or ()])
     return _outcome(folder, status, error, line, config, waivers)
 
 
@@ -105,8 +107,14 @@ def saved(outcome: StageOutcome) -> bool:
     return outcome.status == "preempted" and outcome.error.partition(":")[0] == "Preempted"
 
 
-def failure_text(folder: Path, *, command: str) -> str:
-    """What to print of a stage that failed: cell, last lines, executed notebook, command that reruns just this stage."""
+def failure_text(folder: Path, *, error: str, command: str) -> str:
+    """What to print of a stage that failed: cell, last lines, executed notebook, advice, command that reruns this stage.
+
+    Args:
+        folder: the stage's folder.
+        error: its error, with what to do (`hints.with_advice`).
+        command: reruns just this stage.
+    """
     result = _result(folder)
     lines = []
     cell = result.get("cell")
@@ -122,7 +130,11 @@ def failure_text(folder: Path, *, command: str) -> str:
         lines += ["    last lines:", *(f"      {text}" for text in last[-LAST_LINES:])]
     if (folder / "executed.ipynb").is_file():
         lines.append(f"    executed notebook: {folder / 'executed.ipynb'}")
-    lines += [f"    log:               {folder / 'log.txt'}", f"    rerun this stage:  {command}"]
+    lines.append(f"    log:               {folder / 'log.txt'}")
+    _, advice = hints.split(error)
+    if advice:
+        lines.append(f"    {hints.MARK:<19}{advice}")
+    lines.append(f"    rerun this stage:  {command}")
     return "\n".join(lines)
 
 
@@ -142,9 +154,7 @@ def _status(folder: Path, how: str, exit_status: int, *, interrupted: bool, limi
         if interrupted:
             return "preempted", "ended by a signal before the notebook started"
         by = f"signal {-exit_status}" if exit_status < 0 else f"exit status {exit_status}"
-        return "failed", f"the executor ended by {by} without a result" + (
-            " (out of memory?)" if by == "signal 9" else ""
-        )
+        return "failed", f"the executor ended by {by} without a result"
     return status, "" if status == "ok" else sentence
 
 
@@ -165,7 +175,7 @@ def _outcome(
         executed=status == "ok",
         device=device,
         waivers=waivers,
-        problem="" if status == "ok" else f"the stage is {status.replace('_', ' ')}: {error}",
+        problem="" if status == "ok" else f"the stage is {status.replace('_', ' ')}: {hints.split(error)[0]}",
     )
     return StageOutcome(
         name=folder.name,

@@ -210,9 +210,9 @@ class _Execution:
             self.durations.add(full, outcome.seconds)
             line.end("ok" if passes(outcome) else "gates", verdict.count(outcome.results))
         else:
-            line.end(outcome.status, f"{outcome.status.replace('_', ' ')}: {outcome.error}")
+            line.end(outcome.status, f"{outcome.status.replace('_', ' ')}: {records.first_line(outcome.error)}")
             command = commands.rerun(self.config.phase, name, self.prepared.arguments.overrides)
-            print(notebook.failure_text(folder, command=command))
+            print(notebook.failure_text(folder, error=outcome.error, command=command))
         if self.tracker:
             self.tracker.stage_ended(outcome)
         return outcome
@@ -272,7 +272,8 @@ class _Execution:
 
     def _report(self, draft: PhaseRecord) -> None:
         try:
-            report.write(self.folder, draft, config=self.config)
+            waivers = self.prepared.waivers
+            report.write(self.folder, draft, config=self.config, runs=self.runs, waivers=waivers)
         except Exception as error:  # the record matters more than its page
             self.problems.append(f"report.html could not be written: {type(error).__name__}: {error}")
 

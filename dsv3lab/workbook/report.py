@@ -1,88 +1,81 @@
 """One self-contained HTML page for a phase execution: readable on a telephone, in print and offline."""
 
-import base64
 import dataclasses
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dsv3lab.config import RunConfig, plain
-from dsv3lab.workbook import gates, verdict
+from dsv3lab.config import ConfigError, RunConfig, diff, plain
+from dsv3lab.config.run import read_yaml
+from dsv3lab.workbook import hints, report_figures, ui, verdict
+from dsv3lab.workbook import record as records
+from dsv3lab.workbook.chain import ChainError, read_chain
 from dsv3lab.workbook.files import read_json, write_atomic
 from dsv3lab.workbook.gates import GateResult
+from dsv3lab.workbook.inputs import changes, environment_changes
 from dsv3lab.workbook.promotion import decide
-from dsv3lab.workbook.record import PhaseRecord, StageOutcome
+from dsv3lab.workbook.record import PhaseRecord, RecordError, StageOutcome
+from dsv3lab.workbook.report_figures import Picture
+from dsv3lab.workbook.report_style import STYLE
+from dsv3lab.workbook.tracking import STATE
+from dsv3lab.workbook.waivers import Waiver
 
 NAME = "report.html"
-
-_STYLE = """
-:root{--ink:#1a1a1a;--soft:#5c5c5c;--line:#d8d8d8;--paper:#fff;--good:#00694d;--bad:#b03a00;--mid:#7a5200}
-*{box-sizing:border-box}
-body{margin:0 auto;padding:1.2rem;max-width:60rem;font:16px/1.5 system-ui,sans-serif;color:var(--ink);
- background:var(--paper)}
-h1{font-size:1.6rem;line-height:1.2;margin:.2em 0}
-h2{font-size:1.2rem;margin:2em 0 .5em;border-bottom:1px solid var(--line)}
-h3{font-size:1rem;margin:1.4em 0 .3em}
-p.soft,figcaption,small,td.soft{color:var(--soft)}
-.verdict{font-size:1.1rem;font-weight:600;padding:.6em .8em;border-left:.4em solid;margin:1em 0}
-.pass{color:var(--good)}.fail,.error,.missing{color:var(--bad)}.skipped,.waived{color:var(--mid)}
-table{border-collapse:collapse;width:100%;font-size:.9rem}
-th{text-align:left;border-bottom:2px solid var(--line);padding:.3em .5em;vertical-align:bottom}
-td{border-bottom:1px solid var(--line);padding:.35em .5em;vertical-align:top;overflow-wrap:anywhere}
-table.gates td:nth-child(6){white-space:nowrap}
-td.number{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
-figure{margin:1em 0;break-inside:avoid}
-img{max-width:100%;height:auto}
-pre{overflow-x:auto;background:#f6f6f6;padding:.7em;font-size:.8rem}
-code{overflow-wrap:anywhere}
-details{margin:.6em 0}summary{cursor:pointer}
-@media (max-width:44rem){
- table.gates thead{position:absolute;left:-9999px}
- table.gates tr{display:block;border-bottom:2px solid var(--line);padding:.4em 0}
- table.gates td{display:flex;justify-content:space-between;gap:1em;border:0;padding:.15em 0;text-align:right;
-  white-space:normal}
- table.gates td::before{content:attr(data-label);color:var(--soft);text-align:left;flex:0 0 6em}
+LISTED = 12
+"""Changed files that are named; more are counted."""
+ERROR_SIGNS = 6000
+"""Characters of a stage's error that are shown: XLA lists every allocation when memory runs out. The log has the rest."""
+_FILES = {
+    "executed.html": "notebook to read",
+    "executed.ipynb": "executed notebook",
+    "log.txt": "log",
+    "metrics.jsonl": "metrics",
 }
-@media print{
- body{font-size:10pt;max-width:none;padding:0}a{color:inherit}tr{break-inside:avoid}
- details::details-content{content-visibility:visible;block-size:auto}
-}
-"""
 
 
-def write(folder: Path, record: PhaseRecord, *, config: RunConfig) -> Path:
+def write(folder: Path, record: PhaseRecord, *, config: RunConfig, runs: Path, waivers: Sequence[Waiver]) -> Path:
     """Write `report.html` into the run folder; before `record.write_phase`, which hashes it.
 
     Args:
         folder: the run folder, with one folder for each stage.
         record: the draft of its record.
         config: what the stages were judged by.
+        runs: the folder of all outputs, for the last promoted run of this phase.
+        waivers: those of this phase, expired ones included.
     """
-    write_atomic(folder / NAME, page(record, config=config, folder=folder))
+    text = page(record, config=config, folder=folder, runs=runs, waivers=waivers)
+    write_atomic(folder / NAME, text)
     return folder / NAME
 
 
-def page(record: PhaseRecord, *, config: RunConfig, folder: Path) -> str:
+def page(record: PhaseRecord, *, config: RunConfig, folder: Path, runs: Path, waivers: Sequence[Waiver]) -> str:
     """The whole page."""
     title = f"Phase {config.phase.number}: {config.phase.title}"
+    pictures = report_figures.collect(folder, [stage.name for stage in record.stages])
+    sections = {
+        "Gates": _gates(record.results),
+        "Waivers": _waivers(waivers, record.results),
+        "Stages": "\n".join(
+            _stage(stage, config=config, folder=folder, pictures=pictures[stage.name]) for stage in record.stages
+        ),
+        "Since the last promotion": _difference(record, config=config, runs=runs),
+        "Where it ran": _environment(record),
+        "Configuration": _configuration(config),
+    }
+    links = [f"<a href='#{_anchor(name)}'>{name}</a>" for name in sections]
     body = [
         f"<h1>{_e(title)}</h1>",
         f"<p>{_e(config.phase.question)}</p>",
         _head(record),
-        "<h2>Gates</h2>",
-        _gates(record.results),
-        "<h2>Stages</h2>",
-        *[_stage(stage, config=config, folder=folder) for stage in record.stages],
-        "<h2>Where it ran</h2>",
-        _environment(record),
-        "<h2>Configuration</h2>",
-        _configuration(config),
+        _places(record, config=config, folder=folder),
+        f"<nav>{' · '.join(links)}</nav>",
+        *[f"<h2 id='{_anchor(name)}'>{name}</h2>\n{content}" for name, content in sections.items()],
     ]
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width,initial-scale=1'>"
-        f"<title>{_e(title)} · {_e(record.run)}</title><style>{_STYLE}</style></head>\n<body>\n"
+        f"<title>{_e(title)} · {_e(record.run)}</title><style>{STYLE}</style></head>\n<body>\n"
         + "\n".join(body)
         + "\n</body></html>\n"
     )
@@ -104,6 +97,30 @@ def _head(record: PhaseRecord) -> str:
         f"<div class='verdict {kind}'>{_e(word)} · {_e(verdict.count(record.results))}</div>{why}"
         f"<p class='soft'>Run {_e(record.run)} · {times} · profile {_e(record.profile)} · on {_e(scope)}</p>"
     )
+
+
+def _places(record: PhaseRecord, *, config: RunConfig, folder: Path) -> str:
+    """Where the files of the run and its MLflow run are."""
+    files = {"record.json": "record", "config.resolved.yaml": "whole configuration"}
+    links = ", ".join(f"<a href='{name}'>{text}</a>" for name, text in files.items())
+    name = f"{config.phase.name}/{record.run}"
+    return (
+        f"<p class='soft'>Files of the run: {links}; links on this page lead into its folder, {_e(name)}. "
+        f"{_tracked(name, config=config, folder=folder)}</p>"
+    )
+
+
+def _tracked(name: str, *, config: RunConfig, folder: Path) -> str:
+    """Where the run is in MLflow; its id is known once the tracking thread has made it."""
+    if not config.tracking.enabled:
+        return "Not in MLflow: tracking.enabled is false."
+    where = f"run <strong>{_e(name)}</strong> of the experiment {_e(config.tracking.experiment)}"
+    try:
+        state = read_json(folder / STATE)
+        address = f"http://{ui.HOST}:{ui.PREFERRED_PORT}/#/experiments/{state['experiment']}/runs/{state['run']}"
+    except (ValueError, KeyError, TypeError):
+        return f"In MLflow (make ui): {where}."
+    return f"In MLflow: {where}, <a href='{_e(address)}'>here while make ui runs</a> (it prints its port if it is another)."
 
 
 def _gates(results: Sequence[GateResult]) -> str:
@@ -133,75 +150,81 @@ def _gates(results: Sequence[GateResult]) -> str:
     return f"<table class='gates'><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
-def _stage(stage: StageOutcome, *, config: RunConfig, folder: Path) -> str:
+def _waivers(waivers: Sequence[Waiver], results: Sequence[GateResult]) -> str:
+    """Every waiver of the phase in conf/waivers.yaml, whether or not it lets a gate through."""
+    if not waivers:
+        return "<p>No gate of this phase has a waiver.</p>"
+    status = {result.gate_id: result.status for result in results}
+    rows = []
+    for waiver in waivers:
+        gate = waiver.gate.split("/", 1)[1]
+        found = status.get(gate, "missing")
+        meaning = {"waived": "lets it through", "pass": "not needed: the gate passes"}.get(
+            found, f"the gate is {found}"
+        )
+        term = f"{waiver.created} to {waiver.expires}, on {'any device' if waiver.scope == 'any' else waiver.scope}"
+        rows.append((gate, waiver.reason, f"{waiver.by}; {term}", meaning))
+    return _table(("gate", "reason", "by whom and until when", "in this run"), rows)
+
+
+def _stage(stage: StageOutcome, *, config: RunConfig, folder: Path, pictures: Sequence[Picture]) -> str:
     home = folder / stage.name
     parts = [f"<h3>{_e(config.phase.stages[stage.name].title)}</h3>"]
     word = stage.status.replace("_", " ")
+    links = [f" · <a href='{_e(stage.name)}/{n}'>{text}</a>" for n, text in _FILES.items() if (home / n).is_file()]
     parts.append(
         f"<p><strong class='{'pass' if stage.finished else 'fail'}'>{_e(word)}</strong> · {stage.seconds:.0f} s · "
-        f"{_e(verdict.count(stage.results))}{_links(stage.name, home)}</p>"
+        f"{_e(verdict.count(stage.results))}{''.join(links)}</p>"
     )
     if stage.error:
-        parts.append(f"<pre>{_e(stage.error)}</pre>")
-    curve = _loss_curve(home)
-    if curve:
-        parts.append(_picture(curve, "Loss over training"))
-    for name, title in _figures(home):
-        path = home / "figures" / f"{name}.png"
-        if path.is_file():
-            parts.append(_picture(path.read_bytes(), title))
+        error, advice = hints.split(stage.error)
+        cut = error if len(error) <= ERROR_SIGNS else f"{error[:ERROR_SIGNS]} …"
+        parts.append(f"<pre>{_e(cut)}</pre>")
+        parts += [f"<p><strong>What to do:</strong> {_e(advice)}</p>"] if advice else []
+    curves = [picture for picture in pictures if picture.kind != "png"]
+    figures = [picture for picture in pictures if picture.kind == "png"]
+    if curves:
+        parts.append(f"<div class='curves'>{''.join(map(report_figures.shown, curves))}</div>")
+    return "\n".join([*parts, *map(report_figures.shown, figures)])
+
+
+def _difference(record: PhaseRecord, *, config: RunConfig, runs: Path) -> str:
+    """Configuration, code and environment against the last promoted run of the phase."""
+    try:
+        before = [promotion for promotion in read_chain(runs) if promotion.phase == record.phase]
+        if not before:
+            return f"<p>None promoted before: there is no run of {_e(record.phase)} to compare with.</p>"
+        folder = (runs / before[-1].record).parent
+        old, resolved = records.read(folder), read_yaml(folder / "config.resolved.yaml")
+    except (ChainError, RecordError, ConfigError) as error:
+        return f"<p>Nothing to compare with: {_e(error)}</p>"
+    found = diff(resolved, plain(config))
+    parts = [
+        f"<p>Compared with {_e(folder.name)}, promoted {before[-1].created[:10]} with profile {_e(before[-1].profile)}: "
+        f"{len(found) or 'no'} key{'' if len(found) == 1 else 's'} of the configuration differ{'s' * (len(found) == 1)}.</p>"
+    ]
+    if found:
+        rows = [(key, _value(one), _value(other)) for key, (one, other) in found.items()]
+        parts.append(_table(("key", "promoted run", "this run"), rows))
+    lines = changes(old.inputs.code, record.inputs.code) + changes(old.inputs.lock, record.inputs.lock)
+    more = f" and {len(lines) - LISTED} more" if len(lines) > LISTED else ""
+    parts.append(f"<p>Code: {_e(', '.join(lines[:LISTED]) or 'the same')}{more}.</p>")
+    here = environment_changes(old.environment, record.environment)
+    parts.append(f"<p>Environment: {_e(', '.join(here) or 'the same')}.</p>")
     return "\n".join(parts)
 
 
-def _links(stage: str, home: Path) -> str:
-    names = {
-        "executed.html": "notebook to read",
-        "executed.ipynb": "executed notebook",
-        "log.txt": "log",
-        "metrics.jsonl": "metrics",
-    }
-    links = [f"<a href='{_e(stage)}/{name}'>{text}</a>" for name, text in names.items() if (home / name).is_file()]
-    return " · " + " · ".join(links) if links else ""
+def _value(value: Any) -> str:
+    return "–" if value is None else str(value)
 
 
-def _figures(home: Path) -> list[tuple[str, str]]:
-    """Names and titles of a stage's figures; those of a stage that was never closed go by their files' names."""
-    try:
-        listed = [(str(entry["name"]), str(entry["title"])) for entry in read_json(home / "stage.json")["figures"]]
-    except (ValueError, KeyError, TypeError):
-        listed = []
-    names = {name for name, _ in listed}
-    return listed + [
-        (path.stem, path.stem) for path in sorted((home / "figures").glob("*.png")) if path.stem not in names
+def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{name}</th>" for name in names)
+    lines = [
+        "<tr>" + "".join(f"<td data-label='{n}'>{_e(cell)}</td>" for n, cell in zip(names, row, strict=True)) + "</tr>"
+        for row in rows
     ]
-
-
-def _loss_curve(home: Path) -> bytes:
-    """The curve of `train/loss` and `validation/loss` over steps as PNG; nothing if the stage logged none."""
-    try:
-        points = gates.read_points(home / "metrics.jsonl")
-    except gates.MetricsError:
-        return b""
-    series: dict[str, tuple[list[float], list[float]]] = {}
-    for name, label in (("train/loss", "training"), ("validation/loss", "held-out text")):
-        steps = [(p.step, p.value) for p in points if p.name == name and p.step is not None and _is_number(p.value)]
-        if len(steps) > 1:
-            series[label] = ([float(step) for step, _ in steps], [float(value) for _, value in steps])
-    if "training" not in series:
-        return b""
-    from dsv3lab import plots  # matplotlib takes a while, and most stages have no curve
-
-    return plots.png(plots.loss(series))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _picture(content: bytes, title: str) -> str:
-    data = base64.b64encode(content).decode()
-    image = f"<img alt='{_e(title)}' src='data:image/png;base64,{data}'>"
-    return f"<figure>{image}<figcaption>{_e(title)}</figcaption></figure>"
+    return f"<table class='list'><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 
 def _environment(record: PhaseRecord) -> str:
@@ -240,10 +263,14 @@ def _configuration(config: RunConfig) -> str:
 
 
 def _flat(value: Any, path: str) -> list[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
+    if isinstance(value, Mapping) and value:
         return [leaf for key, item in value.items() for leaf in _flat(item, f"{path}.{key}" if path else str(key))]
     return [(path, value)]
 
 
 def _e(text: Any) -> str:
     return html.escape(str(text), quote=True)
+
+
+def _anchor(name: str) -> str:
+    return name.lower().replace(" ", "-")

@@ -47,7 +47,7 @@ class Stage:
         self._started, self._clock = utc_now(), time.perf_counter()
         self._device: gates.Device | None = None
         self._inputs: dict[str, Any] = {"needs": {}, "uses": {}}
-        self._figures: list[dict[str, str]] = []
+        self._figures: list[dict[str, Any]] = []
         self._work: list[Path] = []
 
     @classmethod
@@ -116,7 +116,10 @@ class Stage:
         append_line(self.folder / METRICS, json.dumps(entry, separators=(",", ":"), allow_nan=False))
 
     def figure(self, fig: Any, name: str, *, title: str) -> Any:
-        """Save a matplotlib figure as `figures/<name>.png` and return it, so that a cell that ends with it shows it."""
+        """Save a matplotlib figure as `figures/<name>.png` and return it, so that a cell that ends with it shows it.
+
+        The labels of its axes are noted with its title: the report names the units below the picture.
+        """
         path = self.folder / "figures" / f"{_file_name(name)}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         fig.savefig(path, dpi=100, bbox_inches="tight", facecolor="white")
@@ -124,7 +127,8 @@ class Stage:
         fig._repr_png_ = lambda: content  # Jupyter shows the saved picture, whichever backend matplotlib has
         if "matplotlib.pyplot" in sys.modules:
             sys.modules["matplotlib.pyplot"].close(fig)  # or the cell would show it a second time
-        self._figures = [f for f in self._figures if f["name"] != name] + [{"name": name, "title": title}]
+        entry = {"name": name, "title": title, "axes": _axes(fig)}
+        self._figures = [f for f in self._figures if f["name"] != name] + [entry]
         return fig
 
     def need(self, name: str) -> Path:
@@ -235,6 +239,12 @@ def _number(name: str, value: Any) -> int | float | str:
     if isinstance(number, float) and not math.isfinite(number):
         return "nan" if math.isnan(number) else ("inf" if number > 0 else "-inf")
     return number
+
+
+def _axes(fig: Any) -> list[str]:
+    """The labels of a figure's axes and colour bars, each once, in the order of drawing."""
+    labels = [label for axes in fig.axes for label in (axes.get_xlabel(), axes.get_ylabel())]
+    return list(dict.fromkeys(" ".join(label.split()) for label in labels if label.strip()))
 
 
 def _file_name(name: str) -> str:

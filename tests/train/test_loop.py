@@ -195,6 +195,20 @@ def test_every_step_counts_whose_loss_or_gradient_is_not_finite_also_before_a_ki
     assert second.of(loop.NONFINITE) == {0: 0, 2: 1, 4: 2, 6: 3}
 
 
+@pytest.mark.parametrize(("name", "side"), [("total", "the forward pass"), ("grad_norm", "the backward pass")])
+def test_the_first_step_that_is_not_finite_is_reported_and_said(
+    name: str, side: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    spoil(monkeypatch, {3: (name, np.nan), 5: (name, np.nan)})
+    rarely = replace(CONFIG, train=replace(CONFIG.train, log_interval=100, eval_interval=100))
+    recorder, said = Recorder([]), []
+    fit(tmp_path, recorder, config=rarely, progress=said.append)
+    assert set(recorder.of("train/loss")) == {3, STEPS}  # the first one and the last step, not the fifth
+    assert [step for step, value in recorder.of(f"train/{name}").items() if np.isnan(value)] == [3]
+    (line,) = [line for line in said if "not finite" in line]
+    assert line.startswith(f"step 3: not finite: {name}; it began in {side}")
+
+
 def test_a_checkpoint_without_its_reports_does_not_count_as_clean(tmp_path: Path) -> None:
     fit(tmp_path, stop_after=3)
     (tmp_path / reports.NAME).unlink()

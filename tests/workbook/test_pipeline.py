@@ -339,7 +339,7 @@ def test_a_hanging_notebook_and_its_children_are_ended(tmp_path: Path, runs: Pat
     assert not [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
     result = json.loads((folder / "result.json").read_text())
     assert (result["status"], result["cell"]["index"]) == ("dead_kernel", 3)
-    assert "time.sleep(600)" in notebook.failure_text(folder, command="again")
+    assert "time.sleep(600)" in notebook.failure_text(folder, error="", command="again")
     assert (folder / "executed.html").is_file()
 
 

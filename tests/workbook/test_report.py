@@ -1,16 +1,23 @@
 """The report: one page that needs nothing else; and the verdict as text."""
 
+import dataclasses
+import io
 import json
+import math
 import re
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from dsv3lab import plots
-from dsv3lab.workbook import gates, record, report, verdict
+from dsv3lab.workbook import gates, hints, record, report, report_figures, tracking, ui, verdict
 from dsv3lab.workbook.record import StageOutcome
+from dsv3lab.workbook.waivers import Waiver
 from tests.workbook import samples
 
 VOID = {"meta", "img", "br", "link", "hr"}
@@ -51,23 +58,27 @@ def written(runs: Path) -> Path:
             {
                 "time": "t",
                 "step": step,
-                "metrics": {"train/loss": 7.0 - step / 10, "validation/loss": "nan" if step == 3 else 6.0},
+                "metrics": {
+                    "train/loss": 7.0 - step / 10,
+                    "validation/loss": "nan" if step == 3 else 6.0,
+                    "perf/tokens_per_s": 900.0,
+                },
             }
         )
         for step in range(20)
     ]
     (train / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     (train / "figures" / "heat.png").write_bytes(plots.png(plots.bars({"a": 1.0}, title="t", unit="u")))
-    (train / "stage.json").write_text(json.dumps({"figures": [{"name": "heat", "title": "Load of <experts>"}]}))
+    figure = {"name": "heat", "title": "Load of <experts>", "axes": ["tokens", "expert"]}
+    (train / "stage.json").write_text(json.dumps({"figures": [figure]}))
     (train / "executed.html").write_text("")
     stages = [
         StageOutcome(name="train", status="ok", results=tuple(samples.passing(config, "train")), device=samples.CPU),
         StageOutcome(name="resume", status="failed", error="ValueError: <boom> & more", seconds=3.0),
     ]
     times = {"started": "2026-11-22T10:00:00Z", "ended": "2026-11-22T10:05:00Z"}
-    return report.write(
-        folder, record.draft(folder, config=config, stages=stages, upstream=None, **times), config=config
-    )
+    drafted = record.draft(folder, config=config, stages=stages, upstream=None, **times)
+    return report.write(folder, drafted, config=config, runs=runs, waivers=[])
 
 
 def test_it_is_whole_and_well_formed(written: Path) -> None:
@@ -84,36 +95,146 @@ def test_it_is_whole_and_well_formed(written: Path) -> None:
 
 
 def test_the_curves_are_those_that_a_training_reports(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[Any] = []
-    monkeypatch.setattr(plots, "loss", lambda series: drawn.append(series) or plots.lines({}, title="", x="", y=""))
-    assert report._loss_curve(written.parent / "train")
-    assert {name: len(x) for name, (x, _) in drawn[0].items()} == {"training": 20, "held-out text": 20}
+    drawn: dict[str, Any] = {}
+    original = plots.lines
+
+    def lines(series: Any, **options: str) -> Any:
+        drawn[options["y"]] = series
+        return original(series, **options)
+
+    monkeypatch.setattr(plots, "lines", lines)
+    loss, throughput = report_figures.curves(written.parent / "train")
+    assert {name: len(x) for name, (x, _) in drawn["nats per token"].items()} == {"training": 20, "held-out text": 20}
+    assert math.isnan(drawn["nats per token"]["held-out text"][1][3])  # a gap, not a guess
+    assert drawn["tokens per second"] == {"training": ([float(step) for step in range(20)], [900.0] * 20)}
+    for picture in (loss, throughput):
+        assert picture.content.startswith(b"<?xml") and picture.source == "train/metrics.jsonl"
+    assert report_figures.curves(written.parent / "resume") == []
 
 
 def test_it_needs_nothing_from_outside(written: Path) -> None:
     page = Page()
     page.feed(written.read_text())
-    pictures = [address for address in page.addresses if address.startswith("data:image/png;base64,")]
-    assert len(pictures) == 2  # the loss curve and the figure
-    assert set(page.addresses) - set(pictures) == {"train/executed.html", "train/metrics.jsonl"}
+    pictures = [address for address in page.addresses if address.startswith("data:image/")]
+    assert len(pictures) == 3  # two curves and the figure
+    inside = {address for address in page.addresses if address.startswith("#")}
+    files = {"train/executed.html", "train/metrics.jsonl", "train/figures/heat.png"}
+    assert set(page.addresses) - set(pictures) - inside == files | {"record.json", "config.resolved.yaml"}
     assert not re.search(r"https?:|@import|url\(", written.read_text())
+
+
+def test_each_picture_names_its_units_and_its_source(written: Path) -> None:
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", written.read_text())
+    assert captions[-1] == (
+        "<strong>Load of &lt;experts&gt;.</strong> Units: tokens; expert. "
+        "Source: <a href='train/executed.html'>train/executed.html</a>."
+    )
+    assert "Units: nats per token over optimizer steps." in captions[0]
+    assert all("<a href='train/metrics.jsonl'>" in caption for caption in captions[:2])
 
 
 def test_it_suits_a_telephone_and_print(written: Path) -> None:
     text = written.read_text()
-    assert "width=device-width" in text and "@media print" in text and "@media (max-width" in text
+    assert "width=device-width" in text and "@media print" in text and "@media screen and (max-width" in text
+
+
+def again(folder: Path, *, phase: int = 2, waivers: Sequence[Waiver] = (), **outcome: Any) -> str:
+    """The report of a run folder without stages, or with one whose `outcome` is given."""
+    config, _ = samples.configuration(phase)
+    stages = [StageOutcome(**outcome)] if outcome else []
+    drafted = record.draft(folder, config=config, stages=stages, upstream=None, started="2026", ended="2026")
+    runs = folder.parent.parent
+    return report.write(folder, drafted, config=config, runs=runs, waivers=waivers).read_text()
 
 
 def test_damaged_metrics_do_not_stop_the_report(written: Path) -> None:
-    config, _ = samples.configuration(2)
     folder = written.parent
     (folder / "train" / "metrics.jsonl").write_text("junk")
     (folder / "train" / "stage.json").write_text("junk")
-    drafted = record.draft(folder, config=config, stages=[], upstream=None, started="2026", ended="2026")
-    again = report.write(folder, drafted, config=config)
     page = Page()
-    page.feed(again.read_text())
+    page.feed(again(folder))
     assert sum(address.startswith("data:") for address in page.addresses) == 1  # the figure, by its file's name
+
+
+def test_it_says_what_is_new_since_the_last_promotion(written: Path, runs: Path) -> None:
+    assert "None promoted before" in written.read_text()
+    config, resolved = samples.configuration(1)
+    folder, _ = samples.execution(runs, config, resolved)
+    home = runs / "phase1" / "later"
+    home.mkdir()
+    same = again(home, phase=1)
+    assert f"Compared with {folder.name}" in same and "no keys of the configuration differ." in same
+    changed, _ = samples.configuration(1, "train.schedule.peak_lr=0.001")
+    drafted = record.draft(home, config=changed, stages=[], upstream=None, started="2026", ended="2026")
+    text = report.page(drafted, config=changed, folder=home, runs=runs, waivers=[])
+    assert "1 key of the configuration differs." in text
+    assert re.findall(r"<td data-label='(.*?)'>(.*?)</td>", text.partition("Since the last promotion</h2>")[2]) == [
+        ("key", "train.schedule.peak_lr"),
+        ("promoted run", "0.006"),
+        ("this run", "0.001"),
+    ]
+    (folder / "record.json").unlink()
+    assert "Nothing to compare with: " in again(home, phase=1)
+
+
+def test_it_shows_every_waiver_and_what_became_of_it(written: Path) -> None:
+    assert "No gate of this phase has a waiver." in written.read_text()
+    terms = {"by": "Ada", "created": "2026-01-01", "expires": "2026-02-01", "scope": "any"}
+    waivers = [
+        Waiver(gate="phase2/train_bigram", reason="too <short>", **terms),  # type: ignore[arg-type]
+        Waiver(gate="phase2/resume_kills", reason="nobody died", **terms),  # type: ignore[arg-type]
+    ]
+    config, _ = samples.configuration(2)
+    passed = tuple(samples.passing(config, "train"))
+    let_through = dataclasses.replace(passed[0], status="waived")
+    text = again(
+        written.parent,
+        waivers=waivers,
+        name="train",
+        status="ok",
+        results=(let_through, *passed[1:]),
+        device=samples.CPU,
+    )
+    table = text.partition("Waivers</h2>")[2].partition("<h2")[0]
+    rows = [tuple(re.findall(r"<td[^>]*>(.*?)</td>", row)) for row in table.split("<tr>")[2:]]
+    term = "Ada; 2026-01-01 to 2026-02-01, on any device"
+    assert rows == [
+        ("train_bigram", "too &lt;short&gt;", term, "lets it through"),
+        ("resume_kills", "nobody died", term, "the gate is error"),
+    ]
+
+
+def test_it_links_the_run_in_mlflow(written: Path) -> None:
+    folder = written.parent
+    assert "Not in MLflow" not in written.read_text() and "In MLflow (make ui): run" in written.read_text()
+    (folder / tracking.STATE).write_text(json.dumps({"experiment": "1", "run": "abc", "stages": {}}))
+    assert f"href='http://127.0.0.1:{ui.PREFERRED_PORT}/#/experiments/1/runs/abc'" in again(folder)
+
+
+def test_a_stage_that_ran_out_of_memory_says_what_to_lower(written: Path) -> None:
+    error = hints.with_advice("XlaRuntimeError: RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes" + "\nx" * 9999)
+    text = again(written.parent, name="train", status="failed", error=error)
+    assert "<strong>What to do:</strong> memory ran out: raise train.micro_batches" in text
+    assert text.count("\nx") < report.ERROR_SIGNS
+
+
+def noise(width: int, height: int) -> bytes:
+    """A picture that hardly compresses, as a scatter of many colours would."""
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def test_pictures_are_made_smaller_until_they_fit() -> None:
+    plain = plots.png(plots.bars({"a": 1.0}, title="t", unit="u"))
+    assert report_figures.fit([plain, b"no picture"], limit=10**6) == [plain, b"no picture"]
+    large = noise(1600, 80)
+    (fitted,) = report_figures.fit([large], limit=60_000)
+    with Image.open(io.BytesIO(fitted)) as image:
+        assert len(fitted) <= 60_000 and image.size == (1000, 50)
+    kept = report_figures.fit([plain, large, large, b"no picture"], limit=len(plain) + 10)
+    assert [bool(content) for content in kept] == [True, False, False, False]
 
 
 def test_the_verdict_fits_a_terminal() -> None:

@@ -116,7 +116,8 @@ def test_figures_are_saved_and_shown(stage: Stage) -> None:
     path = stage.folder / "figures" / "bytes.png"
     assert path.read_bytes().startswith(b"\x89PNG") and figure._repr_png_() == path.read_bytes()
     stage.close()
-    assert files.read_json(stage.folder / "stage.json")["figures"] == [{"name": "bytes", "title": "Bytes"}]
+    listed = files.read_json(stage.folder / "stage.json")["figures"]
+    assert listed == [{"name": "bytes", "title": "Bytes", "axes": ["u"]}]
     with pytest.raises(ValueError, match="names of files"):
         stage.figure(figure, "../x", title="no")
 
