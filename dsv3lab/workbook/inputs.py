@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-from dsv3lab.config import ROOT
+from dsv3lab.config import ROOT, RunConfig, plain
 from dsv3lab.workbook.files import hash_folder, sha256_file
 
 PACKAGES = ("jax", "jaxlib", "equinox", "optax", "orbax-checkpoint", "numpy", "tokenizers")
@@ -71,6 +72,26 @@ def code_sha256(root: Path = ROOT) -> dict[str, str]:
     return {name: h for name, h in hash_folder(root / "dsv3lab").items() if name.endswith(".py")}
 
 
+def stage_code(code: Mapping[str, str], notebook: str) -> dict[str, str]:
+    """Those of the hashes in `Inputs.code` that one stage is computed from: the package, its notebook, and what the
+    package reads of `conf/` by name. What Hydra composes is compared by its values (`stage_config`).
+    """
+    read = ("dsv3lab/", "conf/model/", "conf/corpus_digests.yaml")
+    return {name: value for name, value in code.items() if name == notebook or name.startswith(read)}
+
+
+def stage_config(config: RunConfig, stage: str) -> dict[str, Any]:
+    """The part of the configuration that a stage computes with, as plain values by section.
+
+    Gates are left out, since they are judged again from the recorded metrics; so are tracking, other stages, limits and
+    what is only shown.
+    """
+    sections = plain(config)
+    del sections["tracking"], sections["profile"]["time_factors"]
+    mine = sections["phase"]["stages"][stage]
+    return sections | {"phase": {"stages": {stage: {key: mine[key] for key in ("notebook", "needs")}}}}
+
+
 def changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     """One line for each name on which two tables of hashes (or versions) differ."""
     lines = [f"{name} deleted" for name in old if name not in new]
@@ -119,6 +140,12 @@ def environment_changes(old: Environment, new: Environment) -> list[str]:
     if old.python.split(".")[:2] != new.python.split(".")[:2]:
         lines.insert(0, f"Python {old.python} -> {new.python}")
     return lines
+
+
+def machine_changes(old: Environment, new: Environment) -> list[str]:
+    """What differs between two machines of the same kind of device and can change how long something takes."""
+    lines = [] if old.system == new.system else [f"system {old.system} -> {new.system}"]
+    return lines + ([] if old.cores == new.cores else [f"cores {old.cores} -> {new.cores}"])
 
 
 def uncommitted(folder: Path, *names: str) -> list[str]:

@@ -141,6 +141,10 @@ def _stage(stage: StageOutcome, *, config: RunConfig, folder: Path) -> str:
         f"<p><strong class='{'pass' if stage.finished else 'fail'}'>{_e(word)}</strong> · {stage.seconds:.0f} s · "
         f"{_e(verdict.count(stage.results))}{_links(stage.name, home)}</p>"
     )
+    origin = stage.inputs.get("reused_from") or stage.inputs.get("anew")
+    if origin:
+        told = "computed by" if stage.status == "reused" else "run anew:"
+        parts.append(f"<p class='soft'>{told} {_e(origin)}</p>")
     if stage.error:
         parts.append(f"<pre>{_e(stage.error)}</pre>")
     curve = _loss_curve(home)

@@ -96,6 +96,7 @@ class Projection:
             "device": f"{outcome.device.count} x {outcome.device.kind}",
             "mlflow.note.content": _note(verdict.markdown(outcome.results), outcome.error),
         }
+        tags |= {key: str(outcome.inputs[key])[:500] for key in ("reused_from", "anew") if key in outcome.inputs}
         if outcome.error:
             tags["failure"] = outcome.error[:500]
         self._log(run, metrics=self._numbers(numbers), tags=tags)
