@@ -83,6 +83,7 @@ def prepare(name: str, arguments: Arguments, *, conf: Path) -> Prepared:
             raise ConfigError(f"{flag}: {name} has no stage '{asked}'{nearest(asked, order)}")
         chosen = [asked] if arguments.only else order[order.index(asked) :]
     found = waiver_files.load(conf / "waivers.yaml", phase=name)
+    waiver_files.refuse(found, conf / "waivers.yaml", gates=config.phase.gates)
     return Prepared(
         config=config,
         resolved=resolved,

@@ -148,12 +148,13 @@ def machine_changes(old: Environment, new: Environment) -> list[str]:
     return lines + ([] if old.cores == new.cores else [f"cores {old.cores} -> {new.cores}"])
 
 
-def uncommitted(folder: Path, *names: str) -> list[str]:
+def uncommitted(folder: Path, *names: str, ignored: bool = False) -> list[str]:
     """The files below `folder` whose contents git has not committed, of the given folders and files; sorted.
 
-    Nothing outside a git checkout: there is no telling then.
+    Nothing outside a git checkout: there is no telling then. With `ignored`, files that git is told to ignore count, too.
     """
-    listed = _git(folder, "status", "--porcelain", "--untracked-files=all", "--", *names)
+    more = ["--ignored"] if ignored else []
+    listed = _git(folder, "status", "--porcelain", "--untracked-files=all", *more, "--", *names)
     return sorted(line.split(maxsplit=1)[1] for line in listed.splitlines())
 
 

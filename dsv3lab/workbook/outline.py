@@ -2,19 +2,22 @@
 
 import shutil
 import textwrap
+from collections.abc import Sequence
 
 from dsv3lab.config import GateConfig, RunConfig
 from dsv3lab.config.text import clock
 from dsv3lab.workbook.gates import stage_gates
 from dsv3lab.workbook.verdict import figure
+from dsv3lab.workbook.waivers import Waiver
 
 
-def outline(config: RunConfig, order: list[str], *, width: int | None = None) -> str:
+def outline(config: RunConfig, order: list[str], *, waivers: Sequence[Waiver] = (), width: int | None = None) -> str:
     """Stages in their order with gates, thresholds, units and sources, and what the seed documents ask of the phase.
 
     Args:
         config: the composed configuration.
         order: the stages, in the order in which they run.
+        waivers: those of the phase.
         width: columns (default: those of the terminal).
     """
     columns = min(width or shutil.get_terminal_size((110, 24)).columns, 140)
@@ -32,6 +35,8 @@ def outline(config: RunConfig, order: list[str], *, width: int | None = None) ->
             lines.append(f"   needs {', '.join(stage.needs)}")
         for gate_id, gate in stage_gates(phase.gates, name).items():
             lines += _gate(gate_id, gate, columns)
+            mine = [waiver for waiver in waivers if waiver.gate == f"{phase.name}/{gate_id}"]
+            lines += [line for waiver in mine for line in _wrapped(f"may be {waiver.text}", columns)]
     lines += ["", *_seed(config, columns)]
     return "\n".join(lines)
 

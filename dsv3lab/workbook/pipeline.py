@@ -56,7 +56,7 @@ def main(argv: Sequence[str], *, conf: Path = CONF) -> int:
     except ConfigError as error:
         return _usage(name, str(error))
     if arguments.plan:
-        print(outline(prepared.config, list(prepared.order)))
+        print(outline(prepared.config, list(prepared.order), waivers=prepared.waivers))
         return 0
     return run_phase(prepared).status
 
@@ -83,7 +83,7 @@ def main_all(argv: Sequence[str], *, conf: Path = CONF) -> int:
     except ConfigError as error:
         return _usage("all", str(error))
     if arguments.plan:
-        print("\n\n".join(outline(one.config, list(one.order)) for one in prepared))
+        print("\n\n".join(outline(one.config, list(one.order), waivers=one.waivers) for one in prepared))
         return 0
     finished: list[Finished] = []
     for one in prepared:
@@ -149,6 +149,8 @@ class _Execution:
         print(f"{self.phase}: {self.config.phase.title} · profile {self.config.profile.name} · {shown(self.folder)}")
         for difference in self.prepared.overridden:  # before the minutes that the stages take, not only after them
             print(f"  will not be promoted: {difference}")
+        for waiver in self.prepared.waivers:
+            print(f"  gate {waiver.gate.partition('/')[2]} may be {waiver.text}")
         try:
             for name in self.prepared.order:
                 self.outcomes[name] = self._stage(name)
