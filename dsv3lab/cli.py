@@ -53,6 +53,11 @@ VERBS = {
         example="dsv3lab verify",
         target="dsv3lab.workbook.verify:main",
     ),
+    "baseline": Verb(
+        summary="accept the figures of a promoted run as those that later runs are compared with",
+        example='dsv3lab baseline accept --reason "first run on the new machine"',
+        target="dsv3lab.workbook.accept:main",
+    ),
     "sync": Verb(
         summary="pass runs that the tracking store has missed on to MLflow",
         example="dsv3lab sync",
@@ -110,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
 def overview() -> str:
     """The text of `dsv3lab --help`."""
     lines = ["usage: dsv3lab VERB [ARGUMENTS]      dsv3lab VERB --help", ""]
-    lines += [f"  {name:<8} {verb.summary}" for name, verb in VERBS.items()]
+    lines += [f"  {name:<10} {verb.summary}" for name, verb in VERBS.items()]
     return "\n".join([*lines, "", f"exit status: {STATUSES}"])
 
 

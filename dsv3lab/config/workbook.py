@@ -34,12 +34,60 @@ class GateConfig:
     metric: str
     aggregate: Literal["last", "min", "max", "median"]
     op: Literal["<=", "<", ">=", ">", "=="]
-    threshold: float = within(doc="the bound")
+    threshold: float | Literal["baseline"] = within(doc="the bound; `baseline`: the accepted figure and the tolerance")
+    tolerance: float | None = None
+    """With `threshold: baseline`: how far from the accepted figure a value may lie, as a fraction of it."""
     unit: str
     severity: Literal["block", "warn"]
     requires: RequiresConfig
     source: SourceConfig
     rationale: str
+
+    def __post_init__(self) -> None:
+        if self.threshold != "baseline":
+            if self.tolerance is not None:
+                raise ConfigError("tolerance: only a gate with `threshold: baseline` has one")
+            return
+        if self.tolerance is None or not 0.0 < self.tolerance <= 1.0:
+            raise ConfigError(f"tolerance: `threshold: baseline` needs one above 0 and at most 1, not {self.tolerance}")
+        if self.op == "==":
+            raise ConfigError("op: `threshold: baseline` has a tolerance on one side: give <= or >=")
+        if self.severity == "block":
+            raise ConfigError(
+                "severity: `threshold: baseline` can only warn: the first run has nothing to compare with"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FigureConfig:
+    """One accepted figure."""
+
+    value: float = within(doc="as the run recorded it")
+    unit: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageBaselineConfig:
+    """The accepted figures of one stage, and what a run must share with them to be compared."""
+
+    device: str
+    devices: int = within(1, unit="devices")
+    config: dict[str, str]
+    """Section of the configuration that the stage computes with -> the first digits of its SHA-256."""
+    metrics: dict[str, FigureConfig]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineConfig:
+    """Figures of a promoted run that later runs are compared with; `dsv3lab baseline accept` writes the file."""
+
+    run: str
+    profile: str
+    revision: str
+    accepted: str
+    """The day, as YYYY-MM-DD."""
+    reason: str
+    stages: dict[str, StageBaselineConfig]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +135,8 @@ class PhaseConfig:
     requires_phase: int | None = within(1, 3, doc="phase that must be promoted first")
     stages: dict[str, StageConfig]
     gates: dict[str, GateConfig]
+    baseline: BaselineConfig | None = None
+    """`None` before one was accepted."""
     seed: SeedConfig
 
     def __post_init__(self) -> None:

@@ -60,7 +60,7 @@ class Prepared:
     """Where it measures or judges otherwise than the committed configuration says: reasons against promotion."""
 
 
-JUDGES = ("gates", "phase", "profile", "eval", "study")
+JUDGES = ("gates", "baselines", "phase", "profile", "eval", "study")
 """Folders of the configuration that say what is measured and what it must reach."""
 
 

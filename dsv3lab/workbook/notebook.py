@@ -173,6 +173,7 @@ def _outcome(
         device=device,
         waivers=waivers,
         problem="" if status == "ok" else f"the stage is {status.replace('_', ' ')}: {error}",
+        config=config,
     )
     return StageOutcome(
         name=folder.name,

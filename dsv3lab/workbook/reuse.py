@@ -222,7 +222,7 @@ def _other_device(then: Device, now: Device | str) -> str:
 def _judged(folder: Path, outcome: StageOutcome, *, config: RunConfig, waivers: Sequence[Waiver]) -> list[GateResult]:
     """The gates of today over what the stage recorded."""
     mine = gates.stage_gates(config.phase.gates, outcome.name)
-    return gates.evaluate_folder(mine, folder, executed=True, device=outcome.device, waivers=waivers)
+    return gates.evaluate_folder(mine, folder, executed=True, device=outcome.device, waivers=waivers, config=config)
 
 
 def _listed(lines: Sequence[str]) -> str:

@@ -219,6 +219,7 @@ class Stage:
             executed=True,
             device=device,
             waivers=waivers.load(phase=self.config.phase.name),
+            config=self.config,
         )
         print(verdict.table(results))
 
