@@ -28,6 +28,11 @@ class Verb:
 
 
 VERBS = {
+    "quickstart": Verb(
+        summary="a first run: choose size, data and device, see the command and its cost, start it",
+        example="dsv3lab quickstart --profile ci",
+        target="dsv3lab.workbook.quickstart:main",
+    ),
     "run": Verb(
         summary="run one phase or all of them through their notebooks and gates",
         example="dsv3lab run 2 train.tokens=500000",
