@@ -28,6 +28,11 @@ class Verb:
 
 
 VERBS = {
+    "quickstart": Verb(
+        summary="a first run: choose size, data and device, see the command and its cost, start it",
+        example="dsv3lab quickstart --profile ci",
+        target="dsv3lab.workbook.quickstart:main",
+    ),
     "run": Verb(
         summary="run one phase or all of them through their notebooks and gates",
         example="dsv3lab run 2 train.tokens=500000",
@@ -57,6 +62,11 @@ VERBS = {
         summary="recompute every record and the chain of promotions, and name what was changed",
         example="dsv3lab verify",
         target="dsv3lab.workbook.verify:main",
+    ),
+    "baseline": Verb(
+        summary="accept the figures of a promoted run as those that later runs are compared with",
+        example='dsv3lab baseline accept --reason "first run on the new machine"',
+        target="dsv3lab.workbook.accept:main",
     ),
     "sync": Verb(
         summary="pass runs that the tracking store has missed on to MLflow",
@@ -115,7 +125,7 @@ def main(argv: list[str] | None = None) -> int:
 def overview() -> str:
     """The text of `dsv3lab --help`."""
     lines = ["usage: dsv3lab VERB [ARGUMENTS]      dsv3lab VERB --help", ""]
-    lines += [f"  {name:<8} {verb.summary}" for name, verb in VERBS.items()]
+    lines += [f"  {name:<10} {verb.summary}" for name, verb in VERBS.items()]
     return "\n".join([*lines, "", f"exit status: {STATUSES}"])
 
 

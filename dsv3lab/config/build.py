@@ -35,6 +35,8 @@ def within(low: float | None = None, high: float | None = None, *, unit: str = "
 def build(cls: type[T], mapping: Mapping[str, Any], *, path: str = "") -> T:
     """Make the frozen dataclass `cls` from `mapping`, refusing whatever does not fit.
 
+    Every key must be given, except those of fields whose default is `None`: what most lack need not be spelled out.
+
     Args:
         cls: a frozen dataclass of the config room.
         mapping: plain values (nested mappings for nested dataclasses).
@@ -50,11 +52,12 @@ def build(cls: type[T], mapping: Mapping[str, Any], *, path: str = "") -> T:
     for key in mapping:
         if key not in fields:
             raise ConfigError(f"{_join(path, key)}: unknown key{nearest(str(key), fields)}")
-    missing = [name for name in fields if name not in mapping]
+    missing = [name for name, f in fields.items() if name not in mapping and f.default is not None]
     if missing:
         raise ConfigError(f"{_join(path, missing[0])}: missing key; {where} needs {', '.join(fields)}")
     hints = typing.get_type_hints(cls)
-    values = {name: _value(hints[name], mapping[name], _join(path, name), f.metadata) for name, f in fields.items()}
+    given = {name: f for name, f in fields.items() if name in mapping}
+    values = {name: _value(hints[name], mapping[name], _join(path, name), f.metadata) for name, f in given.items()}
     try:
         return cls(**values)
     except ConfigError as error:
@@ -117,7 +120,10 @@ def _value(hint: Any, value: Any, path: str, metadata: Mapping[str, Any]) -> Any
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        rest = [a for a in args if a is not type(None)]
+        words = [word for a in args if typing.get_origin(a) is typing.Literal for word in typing.get_args(a)]
+        if isinstance(value, str) and words:  # a number, or a word in its place
+            return _value(typing.Literal[tuple(words)], value, path, metadata)  # type: ignore[valid-type]
+        rest = [a for a in args if a is not type(None) and typing.get_origin(a) is not typing.Literal]
         if len(rest) != 1:
             raise TypeError(f"{path}: config fields are one type or None, not {hint}")
         return _value(rest[0], value, path, metadata)

@@ -45,7 +45,9 @@ class GateConfig:
     """Which of the metric's values is compared."""
     op: Literal["<=", "<", ">=", ">", "=="]
     """How the value must stand to the threshold."""
-    threshold: float = within(doc="the bound")
+    threshold: float | Literal["baseline"] = within(doc="the bound; `baseline`: the accepted figure and the tolerance")
+    tolerance: float | None = None
+    """With `threshold: baseline`: how far from the accepted figure a value may lie, as a fraction of it."""
     unit: str
     """Unit of metric and threshold."""
     severity: Literal["block", "warn"]
@@ -54,6 +56,52 @@ class GateConfig:
     source: SourceConfig
     rationale: str
     """Why the threshold is where it is, in a line."""
+
+    def __post_init__(self) -> None:
+        if self.threshold != "baseline":
+            if self.tolerance is not None:
+                raise ConfigError("tolerance: only a gate with `threshold: baseline` has one")
+            return
+        if self.tolerance is None or not 0.0 < self.tolerance <= 1.0:
+            raise ConfigError(f"tolerance: `threshold: baseline` needs one above 0 and at most 1, not {self.tolerance}")
+        if self.op == "==":
+            raise ConfigError("op: `threshold: baseline` has a tolerance on one side: give <= or >=")
+        if self.severity == "block":
+            raise ConfigError(
+                "severity: `threshold: baseline` can only warn: the first run has nothing to compare with"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FigureConfig:
+    """One accepted figure."""
+
+    value: float = within(doc="as the run recorded it")
+    unit: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageBaselineConfig:
+    """The accepted figures of one stage, and what a run must share with them to be compared."""
+
+    device: str
+    devices: int = within(1, unit="devices")
+    config: dict[str, str]
+    """Section of the configuration that the stage computes with -> the first digits of its SHA-256."""
+    metrics: dict[str, FigureConfig]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineConfig:
+    """Figures of a promoted run that later runs are compared with; `dsv3lab baseline accept` writes the file."""
+
+    run: str
+    profile: str
+    revision: str
+    accepted: str
+    """The day, as YYYY-MM-DD."""
+    reason: str
+    stages: dict[str, StageBaselineConfig]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +162,8 @@ class PhaseConfig:
     """Its notebooks, by name."""
     gates: dict[str, GateConfig]
     """What they must reach, by name."""
+    baseline: BaselineConfig | None = None
+    """The accepted figures of a promoted run; `None` before one was accepted."""
     seed: SeedConfig
 
     def __post_init__(self) -> None:

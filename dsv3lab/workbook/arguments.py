@@ -1,5 +1,7 @@
 """The command line of a pipeline, checked before anything runs: flags, overrides, stages and their order."""
 
+import dataclasses
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +15,15 @@ from dsv3lab.workbook.waivers import Waiver
 
 PHASES = ("phase1", "phase2", "phase3", "phase4")
 FLAGS = ("--plan", "--only", "--from", "--help")
+OPTIONS = ("resume", "force")
+"""Settings of a pipeline that are written like overrides, and are no part of the configuration."""
 HELP = """usage: {python} pipelines/{name}.py [--plan] [--only STAGE] [--from STAGE] [key=value ...]
 
   --plan         show stages, gates, thresholds and sources, and run nothing
   --only STAGE   run this stage; the others are taken from an earlier execution if their inputs are the same
   --from STAGE   run this stage and the later ones; the same holds for the others
+  resume=true    reuse each stage of an earlier execution whose inputs are all the same, and say what changed of the others
+  force=true     reuse nothing, not even the unfinished training of an execution that was stopped
   key=value      Hydra overrides, e.g. profile=long train.seed=1
   @FILE          those in a file, a YAML list
 
@@ -35,6 +41,8 @@ class Arguments:
     plan: bool = False
     only: str = ""
     start: str = ""
+    resume: bool = False
+    force: bool = False
     help: bool = False
 
 
@@ -53,7 +61,7 @@ class Prepared:
     """Where it measures or judges otherwise than the committed configuration says: reasons against promotion."""
 
 
-JUDGES = ("gates", "phase", "profile", "eval", "study")
+JUDGES = ("gates", "baselines", "phase", "profile", "eval", "study")
 """Folders of the configuration that say what is measured and what it must reach."""
 
 
@@ -63,6 +71,9 @@ def prepare(name: str, arguments: Arguments, *, conf: Path) -> Prepared:
     Raises:
         ConfigError: one sentence with the nearest name.
     """
+    if (arguments.resume or arguments.force) and (arguments.only or arguments.start):
+        option = "resume=true" if arguments.resume else "force=true"
+        raise ConfigError(f"{option} chooses the stages by itself: leave out --only and --from")
     config, resolved = compose(arguments.overrides, phase=int(name.removeprefix("phase")), conf=conf)
     order = stage_order(config)
     chosen = list(order)
@@ -73,6 +84,7 @@ def prepare(name: str, arguments: Arguments, *, conf: Path) -> Prepared:
             raise ConfigError(f"{flag}: {name} has no stage '{asked}'{nearest(asked, order)}")
         chosen = [asked] if arguments.only else order[order.index(asked) :]
     found = waiver_files.load(conf / "waivers.yaml", phase=name)
+    waiver_files.refuse(found, conf / "waivers.yaml", gates=config.phase.gates)
     return Prepared(
         config=config,
         resolved=resolved,
@@ -109,8 +121,13 @@ def parse(argv: Sequence[str]) -> Arguments:
         elif not given and not word.startswith(("~", "@")):
             hint = nearest(f"--{word}", FLAGS) if f"--{word}" in FLAGS else "; overrides are written key=value"
             raise ConfigError(f"'{word}' is neither a flag nor an override{hint}")
+        elif flag in OPTIONS:
+            values[flag] = _switch(word, value)
         else:
+            _refuse_mistyped_option(word, flag)
             overrides.append(word)
+    if values.get("resume") and values.get("force"):
+        raise ConfigError("resume=true reuses what it can and force=true reuses nothing: give one of them")
     if values.get("only") and values.get("start"):
         raise ConfigError("--only and --from exclude each other")
     return Arguments(overrides=tuple(overrides), **values)
@@ -140,6 +157,20 @@ def stage_order(config: RunConfig) -> list[str]:
         else:
             raise ConfigError(f"phase.stages: {', '.join(left)} need each other")
     return order
+
+
+def _switch(word: str, value: str) -> bool:
+    if value.lower() not in ("true", "false"):
+        raise ConfigError(f"'{word}': give true or false")
+    return value.lower() == "true"
+
+
+def _refuse_mistyped_option(word: str, key: str) -> None:
+    """Hydra would name the nearest section of the configuration, and never an option of the pipeline."""
+    sections = [field.name for field in dataclasses.fields(RunConfig)]
+    close = difflib.get_close_matches(key, [*OPTIONS, *sections], n=1, cutoff=0.7)
+    if close and close[0] in OPTIONS and key not in sections:
+        raise ConfigError(f"'{word}': unknown key {key}; did you mean '{close[0]}'?")
 
 
 def _not_committed(config: RunConfig, arguments: Arguments, conf: Path) -> list[str]:

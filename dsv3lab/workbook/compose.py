@@ -107,9 +107,12 @@ def _resolve(overrides: list[str], *, phase: int | None, conf: Path) -> dict[str
     parsed = _parse(overrides)
     if phase is not None:
         for override in parsed:
-            if override.key_or_group in ("phase", "gates"):
+            if override.key_or_group in ("phase", "gates", "baselines"):
                 raise ConfigError(f"'{override.input_line}': this pipeline runs phase {phase}; leave the override out")
-        overrides = [*overrides, f"phase=phase{phase}", f"gates@phase.gates=phase{phase}"]
+        name = f"phase{phase}"
+        overrides = [*overrides, f"phase={name}", f"gates@phase.gates={name}"]
+        if (conf / "baselines").is_dir():  # before the first was accepted there is no such group
+            overrides.append(f"baselines@phase.baseline={name}")
     before = GlobalHydra.instance().hydra  # whoever else uses Hydra in this process gets it back
     try:
         GlobalHydra.instance().clear()

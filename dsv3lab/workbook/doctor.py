@@ -88,8 +88,10 @@ def check_pins(pinned: dict[str, str], installed: Callable[[str], str | None]) -
 
 def ask_jax(timeout_s: float = 120.0) -> dict[str, object] | str:
     """What JAX says of itself and its devices, asked in a process of its own; a string says what went wrong."""
+    environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # others may be at work on the GPU
+    command = [sys.executable, "-c", _ASK_JAX]
     try:
-        done = subprocess.run([sys.executable, "-c", _ASK_JAX], capture_output=True, text=True, timeout=timeout_s)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=environment)
     except subprocess.TimeoutExpired:
         return f"no answer within {timeout_s:.0f} s"
     if done.returncode:

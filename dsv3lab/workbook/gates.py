@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dsv3lab.config import GateConfig, nearest
-from dsv3lab.workbook import hints
+from dsv3lab.config import GateConfig, RunConfig, nearest
+from dsv3lab.workbook import baselines, hints
 from dsv3lab.workbook import waivers as waiving
+from dsv3lab.workbook.baselines import Bound
 
 Status = Literal["pass", "fail", "error", "skipped", "waived", "missing"]
 
@@ -72,7 +73,8 @@ class GateResult:
     points: int
     """How many points of the metric there are."""
     op: str
-    threshold: float
+    threshold: float | None
+    """`None` where there is no baseline to compare with."""
     unit: str
     margin: float | None
     """Distance from the threshold, positive on the passing side."""
@@ -161,6 +163,7 @@ def evaluate(
     executed: bool,
     device: Device,
     problem: str = "",
+    config: RunConfig | None = None,
 ) -> GateResult:
     """Judge one gate.
 
@@ -171,28 +174,35 @@ def evaluate(
         executed: whether every cell of the stage ran and the stage was closed.
         device: what the stage ran on.
         problem: why the stage cannot be judged, if it cannot.
+        config: what the stage ran with, for a gate that compares with the accepted baseline: without it there is none.
     """
     values = [point.value for point in points if point.name == gate.metric]
+    bound = baselines.bound(gate, config=config, device=device)
+
+    def result(status: Status, message: str, observed: float | None = None) -> GateResult:
+        return _result(gate, gate_id, status, observed, points=len(values), message=message, bound=bound)
+
     if problem or not executed:
-        return _result(gate, gate_id, "error", None, len(values), problem or "the stage did not finish")
+        return result("error", problem or "the stage did not finish")
     lacking = _lacking(gate, device)
     if lacking:
-        return _result(gate, gate_id, "skipped", None, len(values), lacking)
+        return result("skipped", lacking)
     if not values:
         names = {point.name for point in points}
         hint = nearest(gate.metric, names) if names else "; the stage wrote no metric"
-        return _result(gate, gate_id, "missing", None, 0, f"no metric '{gate.metric}'{hint}")
+        return result("missing", f"no metric '{gate.metric}'{hint}")
     bad = [value for value in values if number(value) is None]
     if bad:
-        message = f"{gate.metric} is {_short(bad[0])}, not a finite number"
-        return _result(gate, gate_id, "error", None, len(values), _advised(message, gate, points))
-    observed = _aggregate(values, gate.aggregate)
-    if number(observed) is None:
-        return _result(gate, gate_id, "error", None, len(values), f"no finite {gate.aggregate} of {gate.metric}")
-    if holds(observed, gate.op, gate.threshold):
-        return _result(gate, gate_id, "pass", observed, len(values), "")
-    message = f"{gate.metric} is {observed:.6g} {gate.unit}, needs {gate.op} {gate.threshold:.6g}".replace("  ", " ")
-    return _result(gate, gate_id, "fail", observed, len(values), _advised(message, gate, points))
+        return result("error", _advised(f"{gate.metric} is {_short(bad[0])}, not a finite number", gate, points))
+    observed = aggregate(values, gate.aggregate)
+    if observed is None:
+        return result("error", f"no finite {gate.aggregate} of {gate.metric}")
+    if bound.threshold is None:
+        return result("skipped", bound.lacking, observed)
+    if holds(observed, gate.op, bound.threshold):
+        return result("pass", "", observed)
+    message = f"{gate.metric} is {observed:.6g} {gate.unit}, needs {gate.op} {bound.threshold:.6g}".replace("  ", " ")
+    return result("fail", _advised(message, gate, points), observed)
 
 
 def began(points: Sequence[Point]) -> str:
@@ -205,6 +215,12 @@ def began(points: Sequence[Point]) -> str:
     return f"{where}, in {', '.join(names[:SHOWN])}{f' and {len(names) - SHOWN} more' if len(names) > SHOWN else ''}"
 
 
+def aggregate(values: Sequence[Any], how: str) -> float | None:
+    """The one number that stands for the finite `values` of a metric; `None` if there is none."""
+    reduce = {"last": lambda v: v[-1], "min": min, "max": max, "median": statistics.median}.get(how)
+    return number(reduce(values)) if reduce and values else None
+
+
 def evaluate_stage(
     gates: Mapping[str, GateConfig],
     points: Sequence[Point],
@@ -213,10 +229,11 @@ def evaluate_stage(
     device: Device,
     waivers: Sequence[waiving.Waiver] = (),
     problem: str = "",
+    config: RunConfig | None = None,
 ) -> list[GateResult]:
     """Judge the gates of one stage (see `evaluate`) and apply the waivers (see `waivers.apply`)."""
     results = [
-        evaluate(gate, gate_id, points=points, executed=executed, device=device, problem=problem)
+        evaluate(gate, gate_id, points=points, executed=executed, device=device, problem=problem, config=config)
         for gate_id, gate in gates.items()
     ]
     return waiving.apply(results, waivers, device=device)
@@ -230,13 +247,16 @@ def evaluate_folder(
     device: Device,
     waivers: Sequence[waiving.Waiver] = (),
     problem: str = "",
+    config: RunConfig | None = None,
 ) -> list[GateResult]:
     """`evaluate_stage` over the `metrics.jsonl` of a stage's folder; a file that cannot be trusted errs every gate."""
     try:
         points = read_points(folder / "metrics.jsonl")
     except MetricsError as error:
         points, problem = [], problem or str(error)
-    return evaluate_stage(gates, points, executed=executed, device=device, waivers=waivers, problem=problem)
+    return evaluate_stage(
+        gates, points, executed=executed, device=device, waivers=waivers, problem=problem, config=config
+    )
 
 
 def stage_gates(gates: Mapping[str, GateConfig], stage: str) -> dict[str, GateConfig]:
@@ -263,18 +283,20 @@ def _advised(message: str, gate: GateConfig, points: Sequence[Point]) -> str:
     return f"{message}; {advice}" if advice else message
 
 
-def _aggregate(values: Sequence[float], how: str) -> Any:
-    reduce = {"last": lambda v: v[-1], "min": min, "max": max, "median": statistics.median}.get(how)
-    return reduce(values) if reduce else None
-
-
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 40 else text[:37] + "..."
 
 
 def _result(
-    gate: GateConfig, gate_id: str, status: Status, observed: float | None, points: int, message: str
+    gate: GateConfig,
+    gate_id: str,
+    status: Status,
+    observed: float | None,
+    *,
+    points: int,
+    message: str,
+    bound: Bound,
 ) -> GateResult:
     return GateResult(
         gate_id=gate_id,
@@ -288,20 +310,22 @@ def _result(
         observed=observed,
         points=points,
         op=gate.op,
-        threshold=gate.threshold,
+        threshold=bound.threshold,
         unit=gate.unit,
-        margin=None if observed is None else _margin(observed, gate.op, gate.threshold),
+        margin=_margin(observed, gate.op, bound.threshold),
         severity=gate.severity,
         requires_device=gate.requires.device,
         requires_count=gate.requires.count,
-        source=f"{gate.source.type}: {gate.source.ref}" + (f" ({gate.source.date})" if gate.source.date else ""),
+        source=bound.source,
         rationale=gate.rationale,
         message=message,
         waiver="",
     )
 
 
-def _margin(observed: float, op: str, threshold: float) -> float:
+def _margin(observed: float | None, op: str, threshold: float | None) -> float | None:
+    if observed is None or threshold is None:
+        return None
     difference = observed - threshold
     if op in (">=", ">"):
         return difference

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-from dsv3lab.config import ROOT
+from dsv3lab.config import ROOT, RunConfig, plain
 from dsv3lab.workbook.files import hash_folder, sha256_file
 
 PACKAGES = ("jax", "jaxlib", "equinox", "optax", "orbax-checkpoint", "numpy", "tokenizers")
@@ -52,7 +53,7 @@ class Inputs:
 def read_inputs(phase: int, root: Path = ROOT) -> Inputs:
     """The hashes of the files that phase number `phase` depends on, as they are now.
 
-    The files of other phases and the waivers are left out: editing them makes nothing stale.
+    The files of other phases, the waivers and the baselines are left out: editing them makes nothing stale.
     """
     code: dict[str, str] = {}
     for folder, suffix in (("dsv3lab", ".py"), ("conf", ".yaml"), ("pipelines", ".py")):
@@ -60,7 +61,8 @@ def read_inputs(phase: int, root: Path = ROOT) -> Inputs:
     notebooks = f"notebooks/phase{phase}_{_PHASES[phase]}"
     code |= {f"{notebooks}/{n}": h for n, h in hash_folder(root / notebooks).items() if n.endswith(".ipynb")}
     others = {f"phase{other}" for other in _PHASES if other != phase}
-    code = {name: h for name, h in code.items() if Path(name).stem not in others and name != "conf/waivers.yaml"}
+    free = ("conf/waivers.yaml", "conf/baselines/")
+    code = {name: h for name, h in code.items() if Path(name).stem not in others and not name.startswith(free)}
     names = ("pyproject.toml", "environment.yml", "constraints*.txt", "constraints/*.txt")
     lock = {path.relative_to(root).as_posix(): sha256_file(path) for name in names for path in sorted(root.glob(name))}
     return Inputs(code=code, lock=lock)
@@ -69,6 +71,26 @@ def read_inputs(phase: int, root: Path = ROOT) -> Inputs:
 def code_sha256(root: Path = ROOT) -> dict[str, str]:
     """Hashes of the package's own source files."""
     return {name: h for name, h in hash_folder(root / "dsv3lab").items() if name.endswith(".py")}
+
+
+def stage_code(code: Mapping[str, str], notebook: str) -> dict[str, str]:
+    """Those of the hashes in `Inputs.code` that one stage is computed from: the package, its notebook, and what the
+    package reads of `conf/` by name. What Hydra composes is compared by its values (`stage_config`).
+    """
+    read = ("dsv3lab/", "conf/model/", "conf/corpus_digests.yaml")
+    return {name: value for name, value in code.items() if name == notebook or name.startswith(read)}
+
+
+def stage_config(config: RunConfig, stage: str) -> dict[str, Any]:
+    """The part of the configuration that a stage computes with, as plain values by section.
+
+    Gates are left out, since they are judged again from the recorded metrics; so are tracking, other stages, limits and
+    what is only shown.
+    """
+    sections = plain(config)
+    del sections["tracking"], sections["profile"]["time_factors"]
+    mine = sections["phase"]["stages"][stage]
+    return sections | {"phase": {"stages": {stage: {key: mine[key] for key in ("notebook", "needs")}}}}
 
 
 def changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
@@ -121,12 +143,19 @@ def environment_changes(old: Environment, new: Environment) -> list[str]:
     return lines
 
 
-def uncommitted(folder: Path, *names: str) -> list[str]:
+def machine_changes(old: Environment, new: Environment) -> list[str]:
+    """What differs between two machines of the same kind of device and can change how long something takes."""
+    lines = [] if old.system == new.system else [f"system {old.system} -> {new.system}"]
+    return lines + ([] if old.cores == new.cores else [f"cores {old.cores} -> {new.cores}"])
+
+
+def uncommitted(folder: Path, *names: str, ignored: bool = False) -> list[str]:
     """The files below `folder` whose contents git has not committed, of the given folders and files; sorted.
 
-    Nothing outside a git checkout: there is no telling then.
+    Nothing outside a git checkout: there is no telling then. With `ignored`, files that git is told to ignore count, too.
     """
-    listed = _git(folder, "status", "--porcelain", "--untracked-files=all", "--", *names)
+    more = ["--ignored"] if ignored else []
+    listed = _git(folder, "status", "--porcelain", "--untracked-files=all", *more, "--", *names)
     return sorted(line.split(maxsplit=1)[1] for line in listed.splitlines())
 
 

@@ -22,8 +22,14 @@ SHOWN_SOURCE = 12
 """Lines of a failing cell that are printed."""
 
 
-def write_request(folder: Path, *, config: RunConfig, stage: str, needs: Mapping[str, Path]) -> None:
-    """The stage's folder with its `request.json`; the nonce ties what the notebook closes to this execution."""
+def write_request(
+    folder: Path, *, config: RunConfig, stage: str, needs: Mapping[str, Path], force: bool = False
+) -> None:
+    """The stage's folder with its `request.json`; the nonce ties what the notebook closes to this execution.
+
+    Args:
+        force: the stage starts from nothing, and not from the work of an execution that was stopped.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     request = {
         "schema": 1,
@@ -33,6 +39,7 @@ def write_request(folder: Path, *, config: RunConfig, stage: str, needs: Mapping
         "config_sha256": sha256_file(folder.parent / "config.resolved.yaml"),
         "needs": {name: str(path) for name, path in needs.items()},
         "profile": config.profile.name,
+        "force": force,
     }
     write_atomic(folder / "request.json", json.dumps(request, indent=1, sort_keys=True) + "\n")
 
@@ -176,6 +183,7 @@ def _outcome(
         device=device,
         waivers=waivers,
         problem="" if status == "ok" else f"the stage is {status.replace('_', ' ')}: {hints.split(error)[0]}",
+        config=config,
     )
     return StageOutcome(
         name=folder.name,

@@ -2,19 +2,22 @@
 
 import shutil
 import textwrap
+from collections.abc import Sequence
 
 from dsv3lab.config import GateConfig, RunConfig
 from dsv3lab.config.text import clock
 from dsv3lab.workbook.gates import stage_gates
 from dsv3lab.workbook.verdict import figure
+from dsv3lab.workbook.waivers import Waiver
 
 
-def outline(config: RunConfig, order: list[str], *, width: int | None = None) -> str:
+def outline(config: RunConfig, order: list[str], *, waivers: Sequence[Waiver] = (), width: int | None = None) -> str:
     """Stages in their order with gates, thresholds, units and sources, and what the seed documents ask of the phase.
 
     Args:
         config: the composed configuration.
         order: the stages, in the order in which they run.
+        waivers: those of the phase.
         width: columns (default: those of the terminal).
     """
     columns = min(width or shutil.get_terminal_size((110, 24)).columns, 140)
@@ -31,17 +34,27 @@ def outline(config: RunConfig, order: list[str], *, width: int | None = None) ->
         if stage.needs:
             lines.append(f"   needs {', '.join(stage.needs)}")
         for gate_id, gate in stage_gates(phase.gates, name).items():
-            lines += _gate(gate_id, gate, columns)
+            lines += _gate(gate_id, gate, config, columns)
+            mine = [waiver for waiver in waivers if waiver.gate == f"{phase.name}/{gate_id}"]
+            lines += [line for waiver in mine for line in _wrapped(f"may be {waiver.text}", columns)]
     lines += ["", *_seed(config, columns)]
     return "\n".join(lines)
 
 
-def _gate(gate_id: str, gate: GateConfig, columns: int) -> list[str]:
-    wanted = f"{gate.metric} {gate.op} {figure(gate.threshold)} {gate.unit}".rstrip()
+def _gate(gate_id: str, gate: GateConfig, config: RunConfig, columns: int) -> list[str]:
+    wanted = f"{gate.metric} {gate.op} {_threshold(gate, config)} {gate.unit}".rstrip()
     hardware = "" if (gate.requires.device, gate.requires.count) == ("any", 1) else _requires(gate)
     source = f"source: {gate.source.type}: {gate.source.ref} ({gate.source.date}): {gate.rationale}"
     head = f"   [{gate.severity}] {gate_id}: {gate.title} ({gate.role}, {gate.kind}{hardware})"
     return [head, *_wrapped(wanted, columns), *_wrapped(source, columns)]
+
+
+def _threshold(gate: GateConfig, config: RunConfig) -> str:
+    if gate.threshold != "baseline":
+        return figure(gate.threshold)
+    baseline = config.phase.baseline
+    accepted = f"that of run {baseline.run}" if baseline else "none is accepted yet"
+    return f"the baseline ({accepted}) {'-' if gate.op in ('>', '>=') else '+'} {100 * (gate.tolerance or 0.0):g} %, in"
 
 
 def _requires(gate: GateConfig) -> str:

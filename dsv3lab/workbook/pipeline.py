@@ -12,7 +12,7 @@ import io
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ def main(argv: Sequence[str], *, conf: Path = CONF) -> int:
     except ConfigError as error:
         return _usage(name, str(error))
     if arguments.plan:
-        print(outline(prepared.config, list(prepared.order)))
+        print(outline(prepared.config, list(prepared.order), waivers=prepared.waivers))
         return 0
     return run_phase(prepared).status
 
@@ -78,12 +78,12 @@ def main_all(argv: Sequence[str], *, conf: Path = CONF) -> int:
         if arguments.start and arguments.start not in PHASES:
             raise ConfigError(f"--from: no phase '{arguments.start}'{nearest(arguments.start, PHASES)}")
         first = PHASES.index(arguments.start) if arguments.start else 0
-        each = Arguments(overrides=arguments.overrides)
+        each = Arguments(overrides=arguments.overrides, resume=arguments.resume, force=arguments.force)
         prepared = [prepare(name, each, conf=conf) for name in PHASES[first:]]
     except ConfigError as error:
         return _usage("all", str(error))
     if arguments.plan:
-        print("\n\n".join(outline(one.config, list(one.order)) for one in prepared))
+        print("\n\n".join(outline(one.config, list(one.order), waivers=one.waivers) for one in prepared))
         return 0
     finished: list[Finished] = []
     for one in prepared:
@@ -141,8 +141,7 @@ class _Execution:
         self.folder = self.runs / self.phase / new_name()
         self.durations = Durations(self.runs, self.config.profile.name)
         self.inputs = read_inputs(self.config.phase.number)
-        upstream = self.ground.upstream
-        self.reusable = selection.reusable(self.prepared, upstream=upstream, runs=self.runs, now=self.inputs)
+        self.selection = selection.select(self.prepared, ground=self.ground, runs=self.runs, now=self.inputs)
 
     def run(self) -> Finished:
         started, clock_started = utc_now(), time.monotonic()
@@ -150,6 +149,8 @@ class _Execution:
         print(f"{self.phase}: {self.config.phase.title} · profile {self.config.profile.name} · {shown(self.folder)}")
         for difference in self.prepared.overridden:  # before the minutes that the stages take, not only after them
             print(f"  will not be promoted: {difference}")
+        for waiver in self.prepared.waivers:
+            print(f"  gate {waiver.gate.partition('/')[2]} may be {waiver.text}")
         try:
             for name in self.prepared.order:
                 self.outcomes[name] = self._stage(name)
@@ -175,10 +176,11 @@ class _Execution:
         """One stage: reused, left out or executed."""
         if self.interrupts.count:
             return self._left_out(name, f"interrupted by {self.interrupts.name}")
-        if name in self.reusable:
-            found = self.reusable[name]
+        if name in self.selection.reused:
+            found = self.selection.reused[name]
             outcome = reuse.take(found, self.folder, config=self.config, waivers=self.prepared.waivers)
-            self._say(name, "reused", f"reused from {found.folder.name}; {verdict.count(outcome.results)}")
+            from_run = outcome.inputs["reused_from"].partition("/")[2]
+            self._say(name, "reused", f"reused from {from_run}, same inputs; {verdict.count(outcome.results)}")
             return outcome
         needs: dict[str, Path] = {}
         for need in self.config.phase.stages[name].needs:
@@ -193,7 +195,11 @@ class _Execution:
 
     def _execute(self, name: str, needs: Mapping[str, Path]) -> StageOutcome:
         folder, full = self.folder / name, f"{self.phase}/{name}"
-        notebook.write_request(folder, config=self.config, stage=name, needs=needs)
+        anew = self.selection.anew.get(name, "")
+        if anew:
+            print(f"  {full:<24} runs anew: {anew}")
+        force = self.prepared.arguments.force
+        notebook.write_request(folder, config=self.config, stage=name, needs=needs, force=force)
         expected = self.durations.expected(full, self.config.expected_s(name))
         line = StageLine(full, folder, expected_s=expected)
         self._track(name)
@@ -206,6 +212,8 @@ class _Execution:
             interrupts=self.interrupts,
             tick=lambda: self._warn(line),
         )
+        if anew:
+            outcome = replace(outcome, inputs={**outcome.inputs, "anew": anew})
         if outcome.finished:
             self.durations.add(full, outcome.seconds)
             line.end("ok" if passes(outcome) else "gates", verdict.count(outcome.results))

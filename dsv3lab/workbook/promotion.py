@@ -15,7 +15,7 @@ from typing import Any
 from dsv3lab.config import ConfigError, RunConfig, build, canonical, diff, plain
 from dsv3lab.config.disk import flush
 from dsv3lab.config.workbook import ProfileConfig
-from dsv3lab.workbook import commands
+from dsv3lab.workbook import commands, waivers
 from dsv3lab.workbook import record as records
 from dsv3lab.workbook.chain import CHAIN, HEAD, NAME, SCHEMA, START, ChainError, Promotion, read_chain
 from dsv3lab.workbook.files import append_line, compare, read_json, sha256_text, utc_now, write_atomic
@@ -252,10 +252,11 @@ def find_stage(name: str, profile: ProfileConfig, runs: Path) -> Path:
 
 
 def staleness(record: PhaseRecord) -> list[str]:
-    """What the record was computed from and has changed since, one line each; empty if nothing has."""
+    """What the record was computed from and has changed since, and waivers that have ended; empty if nothing has."""
     now = read_inputs(_phase_of(record.phase + "/"))
     lines = changes(record.inputs.code, now.code) + changes(record.inputs.lock, now.lock)
-    return lines + environment_changes(record.environment, read_environment())
+    lines += environment_changes(record.environment, read_environment())
+    return lines + waivers.ended(record.results)
 
 
 def record_as_read(record: PhaseRecord) -> PhaseRecord:

@@ -45,7 +45,8 @@ class StageOutcome:
     results: tuple[GateResult, ...] = ()
     device: Device = Device()
     inputs: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """What it read: `needs` (other stages) and `uses` (folders with a manifest), as `stage.json` says."""
+    """What it read: `needs` (other stages) and `uses` (folders with a manifest), as `stage.json` says. Then `reused_from`
+    (phase and run that computed it) or, with `resume=true`, `anew`: why it was not reused."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "results", tuple(self.results))

@@ -93,8 +93,10 @@ def _head(record: PhaseRecord) -> str:
     why = "" if not told else "<ul>" + "".join(f"<li>{_e(reason)}</li>" for reason in reasons) + "</ul>"
     times = f"{record.started[:19].replace('T', ' ')} – {record.ended[11:19]} UTC"
     scope = f"{record.scope.count} × {record.scope.kind}"
+    let = [f"gate {result.gate_id}: {result.waiver}" for result in record.results if result.waiver]
+    waived = "".join(f"<p class='waived'><strong>{_e(text)}</strong></p>" for text in let)
     return (
-        f"<div class='verdict {kind}'>{_e(word)} · {_e(verdict.count(record.results))}</div>{why}"
+        f"<div class='verdict {kind}'>{_e(word)} · {_e(verdict.count(record.results))}</div>{why}{waived}"
         f"<p class='soft'>Run {_e(record.run)} · {times} · profile {_e(record.profile)} · on {_e(scope)}</p>"
     )
 
@@ -176,6 +178,10 @@ def _stage(stage: StageOutcome, *, config: RunConfig, folder: Path, pictures: Se
         f"<p><strong class='{'pass' if stage.finished else 'fail'}'>{_e(word)}</strong> · {stage.seconds:.0f} s · "
         f"{_e(verdict.count(stage.results))}{''.join(links)}</p>"
     )
+    origin = stage.inputs.get("reused_from") or stage.inputs.get("anew")
+    if origin:
+        told = "computed by" if stage.status == "reused" else "run anew:"
+        parts.append(f"<p class='soft'>{told} {_e(origin)}</p>")
     if stage.error:
         error, advice = hints.split(stage.error)
         cut = error if len(error) <= ERROR_SIGNS else f"{error[:ERROR_SIGNS]} …"

@@ -1,5 +1,6 @@
-"""Which earlier executions stand for the stages that were not asked for; settled before anything runs."""
+"""Which earlier executions stand for which stages, and why the others run anew; settled before anything runs."""
 
+import dataclasses
 import tempfile
 from pathlib import Path
 
@@ -7,17 +8,27 @@ from dsv3lab.config import ConfigError
 from dsv3lab.workbook import commands, reuse
 from dsv3lab.workbook.arguments import Prepared
 from dsv3lab.workbook.inputs import Inputs
-from dsv3lab.workbook.record import Upstream
+from dsv3lab.workbook.promotion import Ground
 
 
-def reusable(prepared: Prepared, *, upstream: Upstream | None, runs: Path, now: Inputs) -> dict[str, reuse.Reusable]:
-    """Each stage that `--only` or `--from` leaves to earlier executions -> the one that stands for it.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Selection:
+    """What becomes of the stages of a phase."""
 
-    Without all of them the phase cannot pass, and no gate would be to blame: it is refused instead of run.
+    reused: dict[str, reuse.Reusable]
+    anew: dict[str, str]
+    """Stage that `resume=true` could not reuse -> why."""
+
+
+def select(prepared: Prepared, *, ground: Ground, runs: Path, now: Inputs) -> Selection:
+    """The stages that are taken from earlier executions: those not asked for, or with `resume=true` all that still stand.
+
+    With `--only` or `--from` the phase cannot pass without all the stages that were left to earlier executions, and no
+    gate would be to blame: it is refused instead of run.
 
     Args:
         prepared: the phase and what was asked for.
-        upstream: the record that the phase builds on.
+        ground: the records that the phase builds on.
         runs: the folder of all outputs; it is only read.
         now: the hashes of code and lock files.
 
@@ -25,28 +36,35 @@ def reusable(prepared: Prepared, *, upstream: Upstream | None, runs: Path, now: 
         ConfigError: with the first stage that cannot be reused, why, and the command that runs what is missing.
     """
     phase = prepared.config.phase
+    left = [name for name in prepared.order if prepared.arguments.resume or name not in prepared.chosen]
+    running = {name for name in prepared.order if name not in left}
+    earlier = reuse.newest(phase.name, runs) if left else []
     found: dict[str, reuse.Reusable] = {}
     missing: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="dsv3lab-") as view:  # the stages side by side, as in the new run folder
-        for name in (name for name in prepared.order if name not in prepared.chosen):
-            anew = [
-                n for n in phase.stages[name].needs if n.removeprefix(f"{phase.name}/") in {*prepared.chosen, *missing}
-            ]
-            if anew:
-                missing[name] = f"it reads {anew[0]}, which is to be run anew"
-                continue
-            one = reuse.find(name, config=prepared.config, upstream=upstream, runs=runs, target=Path(view), now=now)
+        today = reuse.Today(
+            config=prepared.config,
+            waivers=prepared.waivers,
+            inputs=now,
+            upstream=ground.stages,
+            runs=runs,
+            target=Path(view),
+            device=reuse.here,
+        )
+        for name in left:
+            anew = [n for n in phase.stages[name].needs if n.removeprefix(f"{phase.name}/") in {*running, *missing}]
+            one = f"it reads {anew[0]}, which is to be run anew" if anew else reuse.find(name, earlier, today)
             if isinstance(one, str):
                 missing[name] = one
             else:
                 found[name] = one
                 (Path(view) / name).symlink_to(one.folder / name, target_is_directory=True)
-    if missing:
+    if missing and not prepared.arguments.resume:
         stage, why = next(iter(missing.items()))
         raise ConfigError(
             f"stage {stage} was not asked for and cannot be reused: {why}; run {_command(prepared, missing)}"
         )
-    return found
+    return Selection(reused=found, anew=missing)
 
 
 def _command(prepared: Prepared, missing: dict[str, str]) -> str:

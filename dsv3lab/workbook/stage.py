@@ -156,17 +156,19 @@ class Stage:
 
         It is keyed by the configuration of model, data, training and precision, by the package's code and versions, and
         by the stage: another `eval` continues the same training. `close` puts its files into the stage's folder under
-        `name`: what is finished is recorded there. It is removed only then: by `close` in a run by hand, by the pipeline
-        once the phase's record is written.
+        `name`: what is finished is recorded there. It is removed only then (by `close` in a run by hand, by the pipeline
+        once the phase's record is written) or by `force=true`, with which a stage starts from nothing.
         """
         key = {section: plain(getattr(self.config, section)) for section in records.TRAINED}
         environment = read_environment()
         key |= {"packages": environment.packages, "variables": environment.variables}
         key |= {"stage": self.name, "code": code_sha256()}
         folder = runs_dir() / "work" / digest(key)[:16] / self.name.replace("/", "-") / _file_name(name)
-        folder.mkdir(parents=True, exist_ok=True)
         if folder not in self._work:
+            if self._request.get("force"):  # the pipeline was told to reuse nothing
+                shutil.rmtree(folder, ignore_errors=True)
             self._work.append(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def uses(self, name: str, folder: Path | str, digest: str) -> None:
@@ -221,6 +223,7 @@ class Stage:
             executed=True,
             device=device,
             waivers=waivers.load(phase=self.config.phase.name),
+            config=self.config,
         )
         print(verdict.table(results))
 

@@ -109,12 +109,13 @@ def _next_command(prepared: Prepared, finished: Finished, *, part_of_all: bool =
         return commands.verb("verify")
     if finished.status == UPSTREAM_MISSING:
         return commands.pipeline(PHASES[number - 1], *elsewhere)
+    again = ("resume=true",) if finished.status == PREEMPTED else ()  # what was finished need not run again
     if part_of_all:
-        return commands.pipeline("all", "--from", name, *overrides)
+        return commands.pipeline("all", "--from", name, *again, *overrides)
     failed = [o.name for o in finished.record.stages if not o.finished or not passes(o)] if finished.record else []
     if len(failed) == 1 and finished.status != PREEMPTED:
         return commands.rerun(prepared.config.phase, failed[0], overrides)
-    return commands.pipeline(name, *overrides)
+    return commands.pipeline(name, *again, *overrides)
 
 
 def _terminal() -> dict[str, Any]:

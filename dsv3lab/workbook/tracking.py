@@ -96,6 +96,7 @@ class Projection:
             "device": f"{outcome.device.count} x {outcome.device.kind}",
             "mlflow.note.content": _note(verdict.markdown(outcome.results), outcome.error),
         }
+        tags |= {key: str(outcome.inputs[key])[:500] for key in ("reused_from", "anew") if key in outcome.inputs}
         if outcome.error:
             tags["failure"] = outcome.error[:500]
         self._log(run, metrics=self._numbers(numbers), tags=tags)
@@ -360,6 +361,7 @@ def _gate_metrics(results: Sequence[GateResult]) -> dict[str, float]:
 def _gate_tags(results: Sequence[GateResult]) -> dict[str, str]:
     stopping = [r for r in results if r.severity == "block" and r.status not in ("pass", "waived", "skipped")]
     tags = {f"gate.{result.gate_id}": result.status for result in results}
+    tags |= {f"waiver.{result.gate_id}": result.waiver[:500] for result in results if result.waiver}
     tags["gates"] = f"{sum(r.status == 'pass' for r in results)}/{len(results)}"
     return tags | {"verdict": "fail" if stopping else "pass"}
 

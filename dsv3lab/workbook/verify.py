@@ -34,6 +34,8 @@ class Verification:
     problems: list[str] = field(default_factory=list)
     stale: dict[str, list[str]] = field(default_factory=dict)
     """Newest promotion of each phase and profile, as `phase (profile)` -> what changed since."""
+    waived: dict[str, list[str]] = field(default_factory=dict)
+    """Newest promotion of each phase and profile -> its gates that a waiver let through."""
     unfinished: list[str] = field(default_factory=list)
     """Run folders without a record: still running, or killed."""
 
@@ -49,11 +51,16 @@ def verify(runs: Path) -> Verification:
     newest = {(line.phase, line.profile): line for line in chains.check_chain(runs)[0]}
     for line in newest.values():
         try:
-            changed = promotion.staleness(record.read((runs / line.record).parent))
+            content = record.read((runs / line.record).parent)
         except RecordError:
             continue  # integrity names it
+        name = f"{line.phase} ({line.profile})"
+        changed = promotion.staleness(content)
         if changed:
-            found.stale[f"{line.phase} ({line.profile})"] = changed
+            found.stale[name] = changed
+        waived = [f"gate {result.gate_id}: {result.waiver}" for result in content.results if result.waiver]
+        if waived:
+            found.waived[name] = waived
     return found
 
 
@@ -104,6 +111,7 @@ def text(found: Verification, runs: Path) -> str:
     lines = [f"{runs}: {found.promotions} promotions, {found.records} records, {found.files} files"]
     lines += [f"  {problem}" for problem in found.problems]
     lines.append("integrity: intact" if found.intact else f"integrity: NOT intact, findings: {len(found.problems)}")
+    lines += [f"waived: {name}: {gate}" for name, gates in found.waived.items() for gate in gates]
     for name, changed in found.stale.items():
         lines.append(f"stale: {name}: {len(changed)} inputs changed since")
         lines += [f"  {change}" for change in changed]

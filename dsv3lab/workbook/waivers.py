@@ -1,18 +1,21 @@
 """Waivers: a file in git that lets a failed or skipped gate through, with a reason and an end.
 
 `conf/waivers.yaml` holds `waivers:`, a list of `{gate: phase2/<id>, reason, by, created, expires, scope}`; dates are
-`YYYY-MM-DD`, scope is `any`, `cpu` or `gpu`. A gate that erred or never ran cannot be waived.
+`YYYY-MM-DD`, scope is `any`, `cpu` or `gpu`. A gate that erred or never ran cannot be waived. A pipeline refuses to start
+on a waiver without a reason, for a gate that there is not, out of its dates, or not committed (`refuse`).
 """
 
 import dataclasses
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from dsv3lab.config import CONF, ConfigError, build
+from dsv3lab.config import CONF, ConfigError, build, nearest
 from dsv3lab.config.run import read_yaml
+from dsv3lab.workbook.inputs import uncommitted
 
 if TYPE_CHECKING:  # gates applies waivers, so this module only names its types
     from dsv3lab.workbook.gates import Device, GateResult
@@ -35,7 +38,7 @@ class Waiver:
     def __post_init__(self) -> None:
         if not self.reason.strip() or not self.by.strip():
             raise ConfigError(f"waiver of '{self.gate}': give a reason and a name in 'by'")
-        if "/" not in self.gate:
+        if not re.fullmatch(r"phase[1-4]/[^/]+", self.gate):
             raise ConfigError(f"waiver of '{self.gate}': name the gate as phaseN/<gate id>")
         if _day(self, "expires") < _day(self, "created"):
             raise ConfigError(f"waiver of '{self.gate}': it expires before it was created")
@@ -43,6 +46,11 @@ class Waiver:
     def holds(self, device: "Device", today: date) -> bool:
         """Whether it counts today for a promotion on `device`."""
         return _day(self, "created") <= today <= _day(self, "expires") and self.scope in ("any", device.platform)
+
+    @property
+    def text(self) -> str:
+        """What a gate that it lets through says."""
+        return f"waived by {self.by} until {self.expires}: {self.reason}"
 
 
 def load(path: Path = CONF / "waivers.yaml", *, phase: str) -> list[Waiver]:
@@ -65,6 +73,42 @@ def load(path: Path = CONF / "waivers.yaml", *, phase: str) -> list[Waiver]:
     return [waiver for waiver in waivers if waiver.gate.startswith(f"{phase}/")]
 
 
+def refuse(waivers: Sequence[Waiver], path: Path, *, gates: Collection[str], today: date | None = None) -> None:
+    """Refuse waivers of one phase that do not count, before anything runs.
+
+    Args:
+        waivers: those of the phase, as `load` reads them.
+        path: the file they are from.
+        gates: the ids of the phase's gates.
+        today: the day on which they must hold.
+
+    Raises:
+        ConfigError: for a gate that there is not, an end or a beginning that is not now, or a file that is not committed.
+    """
+    today = today or datetime.now(UTC).date()
+    for waiver in waivers:
+        gate_id = waiver.gate.split("/", 1)[1]
+        if gate_id not in gates:
+            raise ConfigError(f"{path}: waiver of '{waiver.gate}': there is no such gate{nearest(gate_id, gates)}")
+        if today > _day(waiver, "expires"):
+            raise ConfigError(f"{path}: waiver of '{waiver.gate}': expired on {waiver.expires}; remove or renew it")
+        if today < _day(waiver, "created"):
+            raise ConfigError(f"{path}: waiver of '{waiver.gate}': created on {waiver.created}, which is yet to come")
+    if waivers and uncommitted(path.parent, path.name, ignored=True):
+        raise ConfigError(f"{path}: not committed; a waiver counts only as a file in git: commit it, or take it back")
+
+
+def ended(results: Sequence["GateResult"], today: date | None = None) -> list[str]:
+    """One line for each of `results` that was let through by a waiver whose last day is over."""
+    today = today or datetime.now(UTC).date()
+    lines = []
+    for result in results:
+        last = re.match(r"waived by .*? until (\d{4}-\d\d-\d\d): ", result.waiver)  # as `Waiver.text` says it
+        if last and today > date.fromisoformat(last[1]):
+            lines.append(f"gate {result.gate_id}: its waiver ended on {last[1]}")
+    return lines
+
+
 def apply(
     results: Sequence["GateResult"], waivers: Sequence[Waiver], *, device: "Device", today: date | None = None
 ) -> list["GateResult"]:
@@ -79,8 +123,7 @@ def _applied(result: "GateResult", waivers: Sequence[Waiver], *, device: "Device
         return result
     for waiver in mine:
         if waiver.holds(device, today):
-            text = f"waived by {waiver.by} until {waiver.expires}: {waiver.reason}"
-            return dataclasses.replace(result, status="waived", waiver=text)
+            return dataclasses.replace(result, status="waived", waiver=waiver.text)
     why = f"its waiver by {mine[-1].by} does not hold (until {mine[-1].expires}, scope {mine[-1].scope})"
     return dataclasses.replace(result, message=f"{result.message}; {why}")
 

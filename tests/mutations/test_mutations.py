@@ -89,7 +89,9 @@ def test_its_gates_stop_the_mutated_code_and_no_others(
     settings = {"phase": mutation.phase, "stage": mutation.stage, "needs": needs}
     result = execute(root, tmp_path / "stage", runs=runs, overrides=list(mutation.overrides), **settings)
     assert result["status"] == "ok", result
+    gates = compose([], phase=mutation.phase)[0].phase.gates
     found = {gate: outcome["status"] for gate, outcome in result["gates"].items()}
     assert all(found[gate] == "fail" for gate in mutation.gates), (mutation.what, result["gates"])
     others = {gate for gate in found if gate not in (*mutation.gates, *mutation.also)}
+    others -= {gate for gate, config in gates.items() if config.severity == "warn"}  # a baseline is of other sizes
     assert all(found[gate] == "pass" for gate in others), (mutation.what, result["gates"])

@@ -88,6 +88,7 @@ def write_conf(
     if not conf.exists():
         shutil.copytree(CONF, conf)
         (conf / "waivers.yaml").unlink(missing_ok=True)
+        shutil.rmtree(conf / "baselines", ignore_errors=True)
     if gates is None:
         gates = {key: value for name in notebooks for key, value in gates_of(name).items()}
     stages = {

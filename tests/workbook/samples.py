@@ -1,12 +1,14 @@
 """Configurations, points and finished run folders for the tests of the workbook."""
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
 from typing import Any
 
 from dsv3lab.config import RunConfig, digest
-from dsv3lab.workbook import compose, files, gates, promotion, record
+from dsv3lab.config.workbook import BaselineConfig, FigureConfig, StageBaselineConfig
+from dsv3lab.workbook import baselines, compose, files, gates, promotion, record
 from dsv3lab.workbook.gates import Device, GateResult
 from dsv3lab.workbook.record import PhaseRecord, StageOutcome, Upstream
 
@@ -40,13 +42,37 @@ def points(*values: Any, name: str = "eval/loss") -> list[gates.Point]:
     return [gates.Point(name=name, value=value, step=step, time="") for step, value in enumerate(values)]
 
 
+FIGURE = 2.0
+"""What every metric of `with_baseline` was accepted with."""
+
+
+def with_baseline(config: RunConfig, device: Device = CPU, **changes: Any) -> RunConfig:
+    """`config` as it is after the figures of one of its own runs on `device` were accepted."""
+    stages = {
+        name: StageBaselineConfig(
+            device=device.kind,
+            devices=device.count,
+            config=baselines.sections(config, name),
+            metrics={
+                baselines.key(gate): FigureConfig(value=FIGURE, unit=gate.unit)
+                for gate in gates.stage_gates(config.phase.gates, name).values()
+            },
+        )
+        for name in config.phase.stages
+    }
+    accepted = {"run": "that", "profile": "default", "revision": "r", "accepted": "2026-11-22", "reason": "a test"}
+    baseline = BaselineConfig(**{**accepted, "stages": stages, **changes})
+    return dataclasses.replace(config, phase=dataclasses.replace(config.phase, baseline=baseline))
+
+
 def passing(config: RunConfig, stage: str) -> list[GateResult]:
     """Passing results for the gates of a stage: each observed at its threshold or just on its good side."""
     results = []
     for gate_id, gate in gates.stage_gates(config.phase.gates, stage).items():
         shift = {"<": -0.5, ">": 0.5}.get(gate.op, 0.0)
-        written = points(gate.threshold + shift, name=gate.metric)
-        results.append(gates.evaluate(gate, gate_id, points=written, executed=True, device=CPU))
+        written = points((FIGURE if gate.threshold == "baseline" else gate.threshold) + shift, name=gate.metric)
+        judged_by = with_baseline(config)
+        results.append(gates.evaluate(gate, gate_id, points=written, executed=True, device=CPU, config=judged_by))
     assert all(result.status == "pass" for result in results)
     return results
 

@@ -194,11 +194,15 @@ def test_every_gate_can_fail(phase: int) -> None:
     """Each gate of the configuration, fed with a value on the wrong side, with none, and with NaN."""
     config, _ = samples.configuration(phase)
     for gate_id, chosen in config.phase.gates.items():
-        step = max(abs(chosen.threshold), 1.0) * 1e-6
-        wrong = chosen.threshold + (-step if chosen.op in (">", ">=") else step)
+        compared = samples.with_baseline(config)
+        bound = gates.baselines.bound(chosen, config=compared, device=samples.CPU).threshold
+        assert bound is not None
+        step = max(abs(bound), 1.0) * 1e-6
+        wrong = bound + (-step if chosen.op in (">", ">=") else step)
 
-        def status(*values: Any, gate_id: str = gate_id, chosen: GateConfig = chosen) -> str:
+        def status(*values: Any, gate_id: str = gate_id, chosen: GateConfig = chosen, compared: Any = compared) -> str:
             points = samples.points(*values, name=chosen.metric)
-            return gates.evaluate(chosen, gate_id, points=points, executed=True, device=samples.CPU).status
+            judged = gates.evaluate(chosen, gate_id, points=points, executed=True, device=samples.CPU, config=compared)
+            return judged.status
 
         assert (status(wrong), status(), status(math.nan)) == ("fail", "missing", "error"), gate_id
