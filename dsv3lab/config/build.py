@@ -50,11 +50,16 @@ def build(cls: type[T], mapping: Mapping[str, Any], *, path: str = "") -> T:
     for key in mapping:
         if key not in fields:
             raise ConfigError(f"{_join(path, key)}: unknown key{nearest(str(key), fields)}")
-    missing = [name for name in fields if name not in mapping]
+    # What may be `None` may say so by its absence; nothing else has a default here.
+    missing = [name for name, f in fields.items() if name not in mapping and f.default is not None]
     if missing:
         raise ConfigError(f"{_join(path, missing[0])}: missing key; {where} needs {', '.join(fields)}")
     hints = typing.get_type_hints(cls)
-    values = {name: _value(hints[name], mapping[name], _join(path, name), f.metadata) for name, f in fields.items()}
+    values = {
+        name: _value(hints[name], mapping[name], _join(path, name), f.metadata)
+        for name, f in fields.items()
+        if name in mapping
+    }
     try:
         return cls(**values)
     except ConfigError as error:

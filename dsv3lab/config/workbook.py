@@ -15,17 +15,22 @@ class SourceConfig:
     date: str
 
 
+WHOLE = "phase"
+"""What a gate names as its stage if it judges the execution as a whole."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RequiresConfig:
-    """The hardware on which a gate means something."""
+    """The hardware on which a gate means something, and the profile, if it is about one only."""
 
     device: Literal["any", "cpu", "gpu"]
     count: int = within(1, unit="devices", doc="devices needed")
+    profile: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class GateConfig:
-    """One gate: a metric of one stage compared with a threshold."""
+    """One gate: a metric of one stage, or of the phase as a whole (`WHOLE`), compared with a threshold."""
 
     stage: str
     title: str
@@ -61,6 +66,16 @@ class TargetConfig:
     text: str
     gate: str | None
     note: str
+    """How it is answered here, or why no gate answers it and what would."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriterionConfig(TargetConfig):
+    """A success criterion of the seed documents: the words of one, and where the figure in them does not add up."""
+
+    ref: str
+    """Which seed, and where in it."""
+    objection: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +87,7 @@ class SeedConfig:
     resources: dict[str, str]
     targets: tuple[TargetConfig, ...]
     """What the phase is to validate."""
-    criteria: tuple[TargetConfig, ...]
+    criteria: tuple[CriterionConfig, ...]
     """The success criteria of the scale that the phase works towards."""
     ref: str
 
@@ -90,9 +105,12 @@ class PhaseConfig:
     seed: SeedConfig
 
     def __post_init__(self) -> None:
+        if WHOLE in self.stages:
+            raise ConfigError(f"stages.{WHOLE}: choose another name; gates mean the whole phase by '{WHOLE}'")
+        known = (*self.stages, WHOLE)
         for name, gate in self.gates.items():
-            if gate.stage not in self.stages:
-                raise ConfigError(f"gates.{name}.stage: no stage '{gate.stage}'; known: {', '.join(self.stages)}")
+            if gate.stage not in known:
+                raise ConfigError(f"gates.{name}.stage: no stage '{gate.stage}'; known: {', '.join(known)}")
 
     @property
     def name(self) -> str:

@@ -157,6 +157,7 @@ def evaluate(
     points: Sequence[Point],
     executed: bool,
     device: Device,
+    profile: str = "",
     problem: str = "",
 ) -> GateResult:
     """Judge one gate.
@@ -167,12 +168,13 @@ def evaluate(
         points: every point that its stage wrote.
         executed: whether every cell of the stage ran and the stage was closed.
         device: what the stage ran on.
+        profile: name of the profile that it ran with; unknown, it is none that a gate requires.
         problem: why the stage cannot be judged, if it cannot.
     """
     values = [point.value for point in points if point.name == gate.metric]
     if problem or not executed:
         return _result(gate, gate_id, "error", None, len(values), problem or "the stage did not finish")
-    lacking = _lacking(gate, device)
+    lacking = _lacking(gate, device, profile)
     if lacking:
         return _result(gate, gate_id, "skipped", None, len(values), lacking)
     if not values:
@@ -199,12 +201,13 @@ def evaluate_stage(
     *,
     executed: bool,
     device: Device,
+    profile: str = "",
     waivers: Sequence[waiving.Waiver] = (),
     problem: str = "",
 ) -> list[GateResult]:
     """Judge the gates of one stage (see `evaluate`) and apply the waivers (see `waivers.apply`)."""
     results = [
-        evaluate(gate, gate_id, points=points, executed=executed, device=device, problem=problem)
+        evaluate(gate, gate_id, points=points, executed=executed, device=device, profile=profile, problem=problem)
         for gate_id, gate in gates.items()
     ]
     return waiving.apply(results, waivers, device=device)
@@ -216,6 +219,7 @@ def evaluate_folder(
     *,
     executed: bool,
     device: Device,
+    profile: str = "",
     waivers: Sequence[waiving.Waiver] = (),
     problem: str = "",
 ) -> list[GateResult]:
@@ -224,23 +228,27 @@ def evaluate_folder(
         points = read_points(folder / "metrics.jsonl")
     except MetricsError as error:
         points, problem = [], problem or str(error)
-    return evaluate_stage(gates, points, executed=executed, device=device, waivers=waivers, problem=problem)
+    options: Any = {"executed": executed, "device": device, "profile": profile}
+    return evaluate_stage(gates, points, **options, waivers=waivers, problem=problem)
 
 
 def stage_gates(gates: Mapping[str, GateConfig], stage: str) -> dict[str, GateConfig]:
-    """The gates of one stage."""
+    """The gates of one stage, or those of the whole phase (`dsv3lab.config.WHOLE`)."""
     return {gate_id: gate for gate_id, gate in gates.items() if gate.stage == stage}
 
 
-def _lacking(gate: GateConfig, device: Device) -> str:
+def _lacking(gate: GateConfig, device: Device, profile: str) -> str:
+    """What the gate needs and did not have, and what it had; empty if it had everything."""
     needs = gate.requires
-    kind_fits = needs.device in ("any", device.platform)
-    if kind_fits and device.count >= needs.count:
-        return ""
-    if needs.device == "any" and needs.count <= 1:  # any machine will do, known or not
-        return ""
-    wanted = "device" if needs.device == "any" else needs.device
-    return f"needs {needs.count} x {wanted}, ran on {device.count} x {device.kind}"
+    wanted, had = [], []
+    any_machine = needs.device == "any" and needs.count <= 1  # will do, known or not
+    if not any_machine and not (needs.device in ("any", device.platform) and device.count >= needs.count):
+        wanted.append(f"{needs.count} x {'device' if needs.device == 'any' else needs.device}")
+        had.append(f"on {device.count} x {device.kind}")
+    if needs.profile not in (None, profile):
+        wanted.append(f"profile={needs.profile}")
+        had.append(f"with profile={profile or 'unknown'}")
+    return f"needs {' and '.join(wanted)}, ran {' '.join(had)}" if wanted else ""
 
 
 def _aggregate(values: Sequence[float], how: str) -> Any:

@@ -63,6 +63,7 @@ def take(found: Reusable, target: Path, *, config: RunConfig, waivers: Sequence[
         destination,
         executed=True,
         device=outcome.device,
+        profile=config.profile.name,
         waivers=waivers,
     )
     inputs = {**outcome.inputs, "reused_from": f"{config.phase.name}/{found.folder.name}"}

@@ -145,12 +145,3 @@ def test_the_times_of_a_profile_name_stages_and_only_ever_raise_limits(profile: 
     for name, config in stages.items():
         assert config.limit_s(name) >= config.phase.stages[name].limit_s
         assert config.limit_s(name) > 2 * config.expected_s(name)
-
-
-@pytest.mark.parametrize("number", [1, 2, 3, 4])
-def test_targets_and_criteria_of_the_seeds_name_gates_that_exist(number: int) -> None:
-    known = {gate for other in (1, 2, 3, 4) for gate in samples.configuration(other)[0].phase.gates}
-    seed = samples.configuration(number)[0].phase.seed
-    assert seed.criteria and all(
-        target.gate is None or target.gate in known for target in (*seed.targets, *seed.criteria)
-    )
