@@ -145,3 +145,52 @@ def test_the_times_of_a_profile_name_stages_and_only_ever_raise_limits(profile: 
     for name, config in stages.items():
         assert config.limit_s(name) >= config.phase.stages[name].limit_s
         assert config.limit_s(name) > 2 * config.expected_s(name)
+
+
+# Seed 002, "Key Hyperparameters": batch, sequence length, learning rate, warm-up steps, MTP tokens.
+HYPERPARAMETERS = {
+    "tiny": (8, 512, 5e-4, 100, 2),
+    "small": (64, 2048, 3e-4, 2000, 2),
+    "large": (4096, 4096, 1.8e-4, 2000, 2),
+}
+
+
+@pytest.mark.parametrize("size", HYPERPARAMETERS)
+def test_the_sizes_of_the_seed_train_as_its_table_says(size: str) -> None:
+    config, _ = samples.configuration(2, f"train={size}", "model.max_position_embeddings=4096")
+    train, length = config.train, config.data.sequence_length
+    steps = train.steps(length)
+    mtp = config.model.num_nextn_predict_layers
+    row = (train.batch_size, length, train.schedule.peak_lr, round(train.schedule.warmup * steps), mtp)
+    assert row == HYPERPARAMETERS[size]
+    assert steps == (1000 if size == "tiny" else 200_000) and train.tokens == steps * train.batch_size * length
+    nano = samples.configuration(2)[0].train
+    assert train.optimizer == nano.optimizer and train.schedule.final_lr == pytest.approx(train.schedule.peak_lr / 10)
+    assert train.schedule.tail_lr == pytest.approx(train.schedule.peak_lr / 30, rel=2e-3)
+
+
+@pytest.mark.parametrize("size", ["nano", *HYPERPARAMETERS])
+def test_presets_fit_every_size(size: str) -> None:
+    sized = (f"train={size}", "model.max_position_embeddings=4096")
+    low, _ = samples.configuration(2, *sized, "preset=low_memory")
+    fast, _ = samples.configuration(2, *sized, "preset=max_speed")
+    assert (low.train.micro_batches, low.train.remat) == (low.train.batch_size, "full")
+    assert (fast.train.micro_batches, fast.train.remat) == (1, "none")
+    assert low.train.loss.vocab_chunk < fast.train.loss.vocab_chunk
+    assert compose.overridden(low) == [
+        line for line in compose.overridden(samples.configuration(2, *sized)[0]) if "vocab" not in line
+    ]
+
+
+def test_a_mistyped_preset_is_refused_with_its_nearest_name() -> None:
+    with pytest.raises(ConfigError, match="no 'low_memry' in preset; did you mean 'low_memory'"):
+        samples.configuration(2, "preset=low_memry")
+
+
+@pytest.mark.skipif(not (CONF / "model" / "tiny.yaml").exists(), reason="conf/model/tiny.yaml is not there")
+def test_the_smoke_test_of_the_seed_is_a_profile() -> None:
+    config, _ = samples.configuration(2, "profile=tiny")
+    assert (config.profile.name, config.profile.promotes) == ("tiny", False)
+    assert config.train == samples.configuration(2, "train=tiny", "model=tiny")[0].train
+    needs = {gate.requires.profile for gate in config.phase.gates.values()}
+    assert needs == {None, "tiny"}
