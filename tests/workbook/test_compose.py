@@ -1,5 +1,6 @@
 """Composition: real groups, one sentence for each mistake, and no state left behind."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -187,10 +188,11 @@ def test_a_mistyped_preset_is_refused_with_its_nearest_name() -> None:
         samples.configuration(2, "preset=low_memry")
 
 
-@pytest.mark.skipif(not (CONF / "model" / "tiny.yaml").exists(), reason="conf/model/tiny.yaml is not there")
-def test_the_smoke_test_of_the_seed_is_a_profile() -> None:
-    config, _ = samples.configuration(2, "profile=tiny")
+def test_the_smoke_test_of_the_seed_is_a_profile(tmp_path: Path) -> None:
+    conf = Path(shutil.copytree(CONF, tmp_path / "conf"))
+    shutil.copy(conf / "model" / "nano.yaml", conf / "model" / "tiny.yaml")  # whichever the model is
+    config, _ = compose.compose(["profile=tiny"], phase=2, conf=conf)
     assert (config.profile.name, config.profile.promotes) == ("tiny", False)
-    assert config.train == samples.configuration(2, "train=tiny", "model=tiny")[0].train
-    needs = {gate.requires.profile for gate in config.phase.gates.values()}
-    assert needs == {None, "tiny"}
+    assert config.train == samples.configuration(2, "train=tiny")[0].train
+    assert {gate.requires.profile for gate in config.phase.gates.values()} == {None, "tiny"}
+    assert config.profile.bench_repeats == samples.configuration(2)[0].profile.bench_repeats
