@@ -60,8 +60,11 @@ def results(folders: dict[str, Path]) -> str:
         values = [last_values(folder / stage.name / "metrics.jsonl") for stage in content.stages]
         minutes = sum(stage.seconds for stage in content.stages) / 60
         memory = max(value["stage/peak_rss_bytes"] for value in values) / 1e9
-        passed = sum(result.status == "pass" for result in content.results)
-        lines.append(f"| {phase} | {minutes:.1f} | {memory:.1f} GB | {passed} of {len(content.results)} |")
+        judged = [result for result in content.results if result.status != "skipped"]
+        passed = f"{sum(result.status == 'pass' for result in judged)} of {len(judged)}"
+        skipped = len(content.results) - len(judged)
+        passed += f" ({skipped} more need what is not here)" if skipped else ""
+        lines.append(f"| {phase} | {minutes:.1f} | {memory:.1f} GB | {passed} |")
     lines += ["", "| held-out text | bits per byte |", "| --- | --- |"]
     lines.append(f"| **this model** | **{train['quality/bits_per_byte']:.3f}** |")
     lines += [f"| {text} | {train[f'eval/reference/{key}']:.3f} |" for key, text in REFERENCES.items()]

@@ -31,9 +31,11 @@ from dsv3lab.config.train import PrecisionConfig as PrecisionConfig
 from dsv3lab.config.train import ScheduleConfig as ScheduleConfig
 from dsv3lab.config.train import StudyConfig as StudyConfig
 from dsv3lab.config.train import TrainConfig as TrainConfig
+from dsv3lab.config.workbook import WHOLE as WHOLE
 from dsv3lab.config.workbook import GateConfig as GateConfig
 from dsv3lab.config.workbook import PhaseConfig as PhaseConfig
 from dsv3lab.config.workbook import StageConfig as StageConfig
+from dsv3lab.config.workbook import TargetConfig as TargetConfig
 
 
 class _CallableModule(types.ModuleType):

@@ -52,6 +52,7 @@ def build(cls: type[T], mapping: Mapping[str, Any], *, path: str = "") -> T:
     for key in mapping:
         if key not in fields:
             raise ConfigError(f"{_join(path, key)}: unknown key{nearest(str(key), fields)}")
+    # What may be `None` may say so by its absence; nothing else has a default here.
     missing = [name for name, f in fields.items() if name not in mapping and f.default is not None]
     if missing:
         raise ConfigError(f"{_join(path, missing[0])}: missing key; {where} needs {', '.join(fields)}")

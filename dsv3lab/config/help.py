@@ -76,7 +76,8 @@ def defaults(conf: Path = CONF) -> dict[str, Setting]:
     """Each key's value in the composition without overrides, and the file that gives it."""
     found: dict[str, Setting] = {}
     for group, name, package in _choices(conf):
-        found |= _settings(conf, group, name, package)
+        if name and (conf / group / f"{name}.yaml").exists():  # else an optional file that nobody has written yet
+            found |= _settings(conf, group, name, package)
     return found
 
 
@@ -167,10 +168,12 @@ def _below(hint: Any) -> tuple[type, str] | None:
 
 @functools.cache
 def _docstrings(cls: type) -> dict[str, str]:
-    """Field -> the docstring under it."""
+    """Field -> the docstring under it, also of the dataclasses that `cls` extends."""
+    found = {}
+    for base in cls.__bases__:
+        found |= _docstrings(base) if dataclasses.is_dataclass(base) else {}
     (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
     assert isinstance(tree, ast.ClassDef)
-    found = {}
     for field, text in zip(tree.body, tree.body[1:], strict=False):
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
             if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
@@ -220,14 +223,14 @@ def _generic(word: str, known: Mapping[str, Key]) -> str:
     return ""
 
 
-def _choices(conf: Path) -> list[tuple[str, str, str]]:
-    """Group, chosen file and package of each entry of the defaults in `conf/config.yaml`, in order."""
+def _choices(conf: Path) -> list[tuple[str, str | None, str]]:
+    """Group, chosen file (`None`: none) and package of each entry of the defaults in `conf/config.yaml`, in order."""
     found = []
     for entry in read_yaml(conf / "config.yaml")["defaults"]:
         if isinstance(entry, dict):
             ((group, name),) = entry.items()
-            group, _, package = str(group).partition("@")
-            found.append((group, str(name), package or group.replace("/", ".")))
+            group, _, package = str(group).removeprefix("optional ").partition("@")
+            found.append((group, name, package or group.replace("/", ".")))
     return found
 
 

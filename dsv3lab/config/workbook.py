@@ -18,18 +18,24 @@ class SourceConfig:
     """When it was read or measured, e.g. 2026-11-22."""
 
 
+WHOLE = "phase"
+"""What a gate names as its stage if it judges the execution as a whole."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RequiresConfig:
-    """The hardware on which a gate means something."""
+    """The hardware on which a gate means something, and the profile, if it is about one only."""
 
     device: Literal["any", "cpu", "gpu"]
     """Kind of device; on another one the gate is skipped."""
     count: int = within(1, unit="devices", doc="devices needed")
+    profile: str | None = None
+    """The only profile whose sizes it judges (absent: every one)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GateConfig:
-    """One gate: a metric of one stage compared with a threshold."""
+    """One gate: a metric of one stage, or of the phase as a whole (`WHOLE`), compared with a threshold."""
 
     stage: str
     """The stage that logs the metric."""
@@ -78,6 +84,7 @@ class FigureConfig:
 
     value: float = within(doc="as the run recorded it")
     unit: str
+    """Its unit, that of the gate which compares with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +92,8 @@ class StageBaselineConfig:
     """The accepted figures of one stage, and what a run must share with them to be compared."""
 
     device: str
-    devices: int = within(1, unit="devices")
+    """Kind of device that it ran on."""
+    devices: int = within(1, unit="devices", doc="how many of them")
     config: dict[str, str]
     """Section of the configuration that the stage computes with -> the first digits of its SHA-256."""
     metrics: dict[str, FigureConfig]
@@ -96,11 +104,15 @@ class BaselineConfig:
     """Figures of a promoted run that later runs are compared with; `dsv3lab baseline accept` writes the file."""
 
     run: str
+    """Name of its folder, the time at which it began."""
     profile: str
+    """The profile that it ran with."""
     revision: str
+    """The revision of the code."""
     accepted: str
     """The day, as YYYY-MM-DD."""
     reason: str
+    """Why these figures are what to compare with."""
     stages: dict[str, StageBaselineConfig]
 
 
@@ -127,7 +139,17 @@ class TargetConfig:
     gate: str | None
     """The gate that answers it (null: none does)."""
     note: str
-    """What the gate shows of it, or why there is none."""
+    """What the gate shows of it, or why no gate answers it and what would."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriterionConfig(TargetConfig):
+    """A success criterion of the seed documents: the words of one, and where the figure in them does not add up."""
+
+    ref: str
+    """Which seed, and where in it."""
+    objection: str | None = None
+    """Where the seed's own figure does not add up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +164,7 @@ class SeedConfig:
     """What it takes of each: memory, storage, network."""
     targets: tuple[TargetConfig, ...]
     """What the phase is to validate."""
-    criteria: tuple[TargetConfig, ...]
+    criteria: tuple[CriterionConfig, ...]
     """The success criteria of the scale that the phase works towards."""
     ref: str
     """Which seed, and where in it."""
@@ -167,9 +189,12 @@ class PhaseConfig:
     seed: SeedConfig
 
     def __post_init__(self) -> None:
+        if WHOLE in self.stages:
+            raise ConfigError(f"stages.{WHOLE}: choose another name; gates mean the whole phase by '{WHOLE}'")
+        known = (*self.stages, WHOLE)
         for name, gate in self.gates.items():
-            if gate.stage not in self.stages:
-                raise ConfigError(f"gates.{name}.stage: no stage '{gate.stage}'; known: {', '.join(self.stages)}")
+            if gate.stage not in known:
+                raise ConfigError(f"gates.{name}.stage: no stage '{gate.stage}'; known: {', '.join(known)}")
 
     @property
     def name(self) -> str:

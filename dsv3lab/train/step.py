@@ -78,8 +78,9 @@ def gradients(
 ) -> tuple[DeepSeek, losses.Losses]:
     """Mean gradient and losses over `windows`, taken in `config.micro_batches` equal parts one after the other.
 
-    Inside `shard_map` both are those of this device's windows: nothing is summed over devices here. `key` is that of
-    the dropouts, split for the parts.
+    Fewer windows than that (the share of one of many devices) are taken one at a time. Inside `shard_map` gradient and
+    losses are those of this device's windows: nothing is summed over devices here. `key` is that of the dropouts, split
+    for the parts.
 
     Returns:
         the gradient of the trainable leaves (`None` elsewhere), and the losses with the loads summed over the parts.
@@ -87,7 +88,8 @@ def gradients(
     Raises:
         ValueError: if this device's windows do not split into the micro-batches.
     """
-    if windows.shape[0] % config.micro_batches:
+    count = min(config.micro_batches, windows.shape[0])
+    if windows.shape[0] % count:
         raise ValueError(
             f"train.micro_batches: {windows.shape[0]} sequences on this device do not split into {config.micro_batches} "
             "equal parts; choose a divisor"
@@ -103,7 +105,6 @@ def gradients(
     def one(part: Array, key: PRNGKeyArray | None) -> tuple[DeepSeek, losses.Losses]:
         return jax.grad(objective, has_aux=True)(params, part, key)
 
-    count = config.micro_batches
     if count == 1:
         return one(windows, key)
     parts = windows.reshape(count, -1, windows.shape[1])

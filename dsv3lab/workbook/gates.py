@@ -162,6 +162,7 @@ def evaluate(
     points: Sequence[Point],
     executed: bool,
     device: Device,
+    profile: str = "",
     problem: str = "",
     config: RunConfig | None = None,
 ) -> GateResult:
@@ -173,6 +174,7 @@ def evaluate(
         points: every point that its stage wrote.
         executed: whether every cell of the stage ran and the stage was closed.
         device: what the stage ran on.
+        profile: name of the profile that it ran with; unknown, it is none that a gate requires.
         problem: why the stage cannot be judged, if it cannot.
         config: what the stage ran with, for a gate that compares with the accepted baseline: without it there is none.
     """
@@ -184,7 +186,7 @@ def evaluate(
 
     if problem or not executed:
         return result("error", problem or "the stage did not finish")
-    lacking = _lacking(gate, device)
+    lacking = _lacking(gate, device, profile)
     if lacking:
         return result("skipped", lacking)
     if not values:
@@ -227,13 +229,23 @@ def evaluate_stage(
     *,
     executed: bool,
     device: Device,
+    profile: str = "",
     waivers: Sequence[waiving.Waiver] = (),
     problem: str = "",
     config: RunConfig | None = None,
 ) -> list[GateResult]:
     """Judge the gates of one stage (see `evaluate`) and apply the waivers (see `waivers.apply`)."""
     results = [
-        evaluate(gate, gate_id, points=points, executed=executed, device=device, problem=problem, config=config)
+        evaluate(
+            gate,
+            gate_id,
+            points=points,
+            executed=executed,
+            device=device,
+            profile=profile,
+            problem=problem,
+            config=config,
+        )
         for gate_id, gate in gates.items()
     ]
     return waiving.apply(results, waivers, device=device)
@@ -245,6 +257,7 @@ def evaluate_folder(
     *,
     executed: bool,
     device: Device,
+    profile: str = "",
     waivers: Sequence[waiving.Waiver] = (),
     problem: str = "",
     config: RunConfig | None = None,
@@ -254,25 +267,27 @@ def evaluate_folder(
         points = read_points(folder / "metrics.jsonl")
     except MetricsError as error:
         points, problem = [], problem or str(error)
-    return evaluate_stage(
-        gates, points, executed=executed, device=device, waivers=waivers, problem=problem, config=config
-    )
+    options: Any = {"executed": executed, "device": device, "profile": profile, "config": config}
+    return evaluate_stage(gates, points, **options, waivers=waivers, problem=problem)
 
 
 def stage_gates(gates: Mapping[str, GateConfig], stage: str) -> dict[str, GateConfig]:
-    """The gates of one stage."""
+    """The gates of one stage, or those of the whole phase (`dsv3lab.config.WHOLE`)."""
     return {gate_id: gate for gate_id, gate in gates.items() if gate.stage == stage}
 
 
-def _lacking(gate: GateConfig, device: Device) -> str:
+def _lacking(gate: GateConfig, device: Device, profile: str) -> str:
+    """What the gate needs and did not have, and what it had; empty if it had everything."""
     needs = gate.requires
-    kind_fits = needs.device in ("any", device.platform)
-    if kind_fits and device.count >= needs.count:
-        return ""
-    if needs.device == "any" and needs.count <= 1:  # any machine will do, known or not
-        return ""
-    wanted = "device" if needs.device == "any" else needs.device
-    return f"needs {needs.count} x {wanted}, ran on {device.count} x {device.kind}"
+    wanted, had = [], []
+    any_machine = needs.device == "any" and needs.count <= 1  # will do, known or not
+    if not any_machine and not (needs.device in ("any", device.platform) and device.count >= needs.count):
+        wanted.append(f"{needs.count} x {'device' if needs.device == 'any' else needs.device}")
+        had.append(f"on {device.count} x {device.kind}")
+    if needs.profile not in (None, profile):
+        wanted.append(f"profile={needs.profile}")
+        had.append(f"with profile={profile or 'unknown'}")
+    return f"needs {' and '.join(wanted)}, ran {' '.join(had)}" if wanted else ""
 
 
 def _advised(message: str, gate: GateConfig, points: Sequence[Point]) -> str:

@@ -4,7 +4,7 @@ import shutil
 import textwrap
 from collections.abc import Sequence
 
-from dsv3lab.config import GateConfig, RunConfig
+from dsv3lab.config import WHOLE, GateConfig, RunConfig
 from dsv3lab.config.text import clock
 from dsv3lab.workbook.gates import stage_gates
 from dsv3lab.workbook.verdict import figure
@@ -35,17 +35,25 @@ def outline(config: RunConfig, order: list[str], *, waivers: Sequence[Waiver] = 
             lines.append(f"   needs {', '.join(stage.needs)}")
         for gate_id, gate in stage_gates(phase.gates, name).items():
             lines += _gate(gate_id, gate, config, columns)
-            mine = [waiver for waiver in waivers if waiver.gate == f"{phase.name}/{gate_id}"]
-            lines += [line for waiver in mine for line in _wrapped(f"may be {waiver.text}", columns)]
+            lines += _waived(gate_id, phase.name, waivers, columns)
+    whole = stage_gates(phase.gates, WHOLE)
+    lines += ["", "The phase as a whole, from what the pipeline measures"] if whole else []
+    for gate_id, gate in whole.items():
+        lines += _gate(gate_id, gate, config, columns)
+        lines += _waived(gate_id, phase.name, waivers, columns)
     lines += ["", *_seed(config, columns)]
     return "\n".join(lines)
 
 
+def _waived(gate_id: str, phase: str, waivers: Sequence[Waiver], columns: int) -> list[str]:
+    mine = [waiver for waiver in waivers if waiver.gate == f"{phase}/{gate_id}"]
+    return [line for waiver in mine for line in _wrapped(f"may be {waiver.text}", columns)]
+
+
 def _gate(gate_id: str, gate: GateConfig, config: RunConfig, columns: int) -> list[str]:
     wanted = f"{gate.metric} {gate.op} {_threshold(gate, config)} {gate.unit}".rstrip()
-    hardware = "" if (gate.requires.device, gate.requires.count) == ("any", 1) else _requires(gate)
     source = f"source: {gate.source.type}: {gate.source.ref} ({gate.source.date}): {gate.rationale}"
-    head = f"   [{gate.severity}] {gate_id}: {gate.title} ({gate.role}, {gate.kind}{hardware})"
+    head = f"   [{gate.severity}] {gate_id}: {gate.title} ({gate.role}, {gate.kind}{_requires(gate)})"
     return [head, *_wrapped(wanted, columns), *_wrapped(source, columns)]
 
 
@@ -58,8 +66,11 @@ def _threshold(gate: GateConfig, config: RunConfig) -> str:
 
 
 def _requires(gate: GateConfig) -> str:
-    device = "devices" if gate.requires.device == "any" else gate.requires.device
-    return f", needs {gate.requires.count} x {device}"
+    needs = gate.requires
+    wanted = [f"profile={needs.profile}"] if needs.profile else []
+    if (needs.device, needs.count) != ("any", 1):
+        wanted.insert(0, f"{needs.count} x {'devices' if needs.device == 'any' else needs.device}")
+    return f", needs {' and '.join(wanted)}" if wanted else ""
 
 
 def _seed(config: RunConfig, columns: int) -> list[str]:
@@ -67,10 +78,15 @@ def _seed(config: RunConfig, columns: int) -> list[str]:
     lines = [f"What the seed documents say ({seed.ref}; weeks {seed.weeks})"]
     lines += _wrapped(f"infrastructure: {'; '.join(seed.infrastructure)}", columns)
     lines += _wrapped(f"resources: {'; '.join(f'{key} {value}' for key, value in seed.resources.items())}", columns)
-    for kind, targets in (("target", seed.targets), ("criterion", seed.criteria)):
-        for target in targets:
-            answer = f"gate {target.gate}" if target.gate else "no gate yet"
-            lines += _wrapped(f"{kind}: {target.text} -> {answer} ({target.note})", columns)
+    for target in seed.targets:
+        answer = f"gate {target.gate}" if target.gate else "no gate yet"
+        lines += _wrapped(f"target: {target.text} -> {answer} ({target.note})", columns)
+    for criterion in seed.criteria:
+        answer = f"gate {criterion.gate}" if criterion.gate else "no gate"
+        text = f"criterion ({criterion.ref}): {criterion.text} -> {answer} ({criterion.note})"
+        lines += _wrapped(text, columns)
+        if criterion.objection:
+            lines += _wrapped(f"  but: {criterion.objection}", columns)
     return lines
 
 

@@ -158,7 +158,7 @@ class _Execution:
             self.problems.append(f"{type(error).__name__}: {error}")
             print(f"{self.phase}: {self.problems[-1]}", file=sys.stderr)
         record, promoted, reasons = self._record(started)
-        status = self._exit_status(reasons, promoted=promoted)
+        status = self._exit_status(record, reasons, promoted=promoted)
         if record and status != PREEMPTED:  # a preempted phase runs again, and then continues from its work
             reuse.clear_work(self.folder, record, runs=self.runs)
         self._end_tracking(record, promoted=promoted)
@@ -263,6 +263,7 @@ class _Execution:
                 ended=utc_now(),
                 inputs=self.inputs,
                 overridden=self.prepared.overridden,
+                waivers=self.prepared.waivers,
             )
             self._report(draft)
             record = records.write_phase(self.folder, draft, config=self.config, resolved=self.prepared.resolved)
@@ -291,7 +292,7 @@ class _Execution:
             self.tracker.close(record, promoted=promoted, seconds=10.0 if self.interrupts.count else 60.0)
             self._warn()
 
-    def _exit_status(self, reasons: Sequence[str], *, promoted: bool) -> int:
+    def _exit_status(self, record: PhaseRecord | None, reasons: Sequence[str], *, promoted: bool) -> int:
         statuses = {outcome.status for outcome in self.outcomes.values()}
         if promoted:
             return PROMOTED
@@ -299,7 +300,8 @@ class _Execution:
             return PREEMPTED
         if self.problems or statuses - {"ok", "reused", "not_run"}:
             return EXECUTION_ERROR
-        blocked = [o for o in self.outcomes.values() if not passes(o)]
+        blocked = any(not passes(o) for o in self.outcomes.values())
+        blocked = blocked or bool(record and records.blockers((), record.scope, record.whole or ()))
         return GATE_FAILED if blocked or (reasons and self.config.profile.promotes) else PROMOTED
 
 

@@ -153,7 +153,7 @@ class Newest:
 
 def decide(record: PhaseRecord) -> tuple[bool, list[str]]:
     """Whether a record may be promoted, and every reason against it."""
-    reasons = records.blockers(record.stages, record.scope)
+    reasons = records.blockers(record.stages, record.scope, record.whole or ())
     for change in record.drift:
         reasons.append(f"{change} while the phase ran: run it again")
     reasons += [f"{difference}: promoted records are judged by what is committed" for difference in record.overridden]

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dsv3lab.config import ConfigError, RunConfig, build, digest, plain
+from dsv3lab.config import WHOLE, ConfigError, RunConfig, build, digest, plain
 from dsv3lab.workbook.files import hash_folder, relative, sha256_file, write_atomic
-from dsv3lab.workbook.gates import Device, GateResult, evaluate_stage, stage_gates
+from dsv3lab.workbook.gates import Device, GateResult, Point, evaluate_stage, stage_gates
 from dsv3lab.workbook.inputs import Environment, Git, Inputs, changes, read_environment, read_git, read_inputs
+from dsv3lab.workbook.waivers import Waiver
 
 SCHEMA = 1
 NAME = "record.json"
@@ -103,12 +104,14 @@ class PhaseRecord:
     scope: Device
     upstream: Upstream | None
     stages: tuple[StageOutcome, ...]
+    whole: tuple[GateResult, ...] | None = None
+    """Gates of the execution as a whole; `None` in a record from before there were any."""
     files: dict[str, str]
 
     @property
     def results(self) -> list[GateResult]:
-        """The gates of all stages."""
-        return [result for stage in self.stages for result in stage.results]
+        """The gates of all stages, then those of the whole."""
+        return [*(result for stage in self.stages for result in stage.results), *(self.whole or ())]
 
 
 def draft(
@@ -121,6 +124,7 @@ def draft(
     ended: str,
     inputs: Inputs | None = None,
     overridden: Sequence[str] = (),
+    waivers: Sequence[Waiver] = (),
 ) -> PhaseRecord:
     """The record without the files' hashes: what the report shows and `write_phase` completes.
 
@@ -137,12 +141,14 @@ def draft(
         ended: UTC ISO time.
         inputs: hashes of code and lock files, read at the start.
         overridden: where `config` departs from the committed stages, gates and profile.
+        waivers: those of the phase, for the gates of the whole; those of the stages were applied with their results.
     """
     now = read_inputs(config.phase.number)
     inputs = inputs or now
     drift = changes(inputs.code, now.code) + changes(inputs.lock, now.lock)
     outcomes = complete(config, stages)
-    finished = [stage for stage in outcomes if stage.finished]
+    scope = scope_of([stage for stage in outcomes if stage.finished])
+    whole = judge_whole(config, outcomes, scope=scope, waivers=waivers)
     return PhaseRecord(
         schema=SCHEMA,
         phase=config.phase.name,
@@ -151,7 +157,7 @@ def draft(
         promotes=config.profile.promotes,
         started=started,
         ended=ended,
-        passed=not blockers(outcomes, scope_of(finished)) and not drift and not overridden,
+        passed=not blockers(outcomes, scope, whole) and not drift and not overridden,
         config_sha256=digest(config),
         sections={f.name: digest(getattr(config, f.name)) for f in dataclasses.fields(config)},
         shared={name: plain(getattr(config, name)) for name in SHARED},
@@ -160,9 +166,10 @@ def draft(
         overridden=tuple(overridden),
         git=read_git(),
         environment=read_environment(),
-        scope=scope_of(finished),
+        scope=scope,
         upstream=upstream,
         stages=outcomes,
+        whole=whole,
         files={},
     )
 
@@ -229,6 +236,33 @@ def complete(config: RunConfig, stages: Sequence[StageOutcome]) -> tuple[StageOu
     return tuple(outcomes)
 
 
+def judge_whole(
+    config: RunConfig, stages: Sequence[StageOutcome], *, scope: Device, waivers: Sequence[Waiver] = ()
+) -> tuple[GateResult, ...]:
+    """The gates of the phase as a whole, from what the pipeline itself measured: no notebook has a say in them.
+
+    `stage/wall_s` is there the sum of the stages' seconds, as in MLflow's run of the phase. A reused stage counts with
+    the time that it took when it ran: without it the phase would not have its result.
+
+    Args:
+        config: what the stages were judged by.
+        stages: all stages of the phase (see `complete`).
+        scope: what they ran on.
+        waivers: those of the phase.
+    """
+    seconds = sum(stage.seconds for stage in stages)
+    results = evaluate_stage(
+        stage_gates(config.phase.gates, WHOLE),
+        [Point(name="stage/wall_s", value=seconds, step=None, time="")],
+        executed=all(stage.finished for stage in stages),
+        device=scope,
+        profile=config.profile.name,
+        waivers=waivers,
+        problem="" if all(stage.finished for stage in stages) else "not every stage finished",
+    )
+    return tuple(results)
+
+
 def scope_of(stages: Sequence[StageOutcome]) -> Device:
     """What a promotion is good for: the one kind of device that all stages ran on, and the most of them."""
     kinds = sorted({stage.device.kind for stage in stages})
@@ -236,12 +270,12 @@ def scope_of(stages: Sequence[StageOutcome]) -> Device:
     return Device(kind=kinds[0] if len(kinds) == 1 else "unknown", count=count)
 
 
-def blockers(stages: Sequence[StageOutcome], scope: Device) -> list[str]:
+def blockers(stages: Sequence[StageOutcome], scope: Device, whole: Sequence[GateResult] = ()) -> list[str]:
     """Why these outcomes cannot be promoted; empty if they can.
 
-    A blocking gate must have passed or be waived. One that was skipped because it is for another kind of device than
-    `scope` does not block by itself: the promotion's scope says what was not shown. But each stage needs a throughput
-    gate and a loss or error gate that was judged on this device.
+    A blocking gate, of a stage or of the `whole`, must have passed or be waived. One that was skipped because it is for
+    another kind of device than `scope` does not block by itself: the promotion's scope says what was not shown. But each
+    stage needs a throughput gate and a loss or error gate that was judged on this device.
     """
     reasons = []
     for stage in (stage for stage in stages if not stage.finished):
@@ -249,7 +283,7 @@ def blockers(stages: Sequence[StageOutcome], scope: Device) -> list[str]:
         reasons.append(f"stage {stage.name}: {stage.status.replace('_', ' ')}{': ' if why else ''}{why}")
     if scope.platform == "unknown" and any(stage.finished for stage in stages):
         reasons.append("the stages do not agree on what they ran on, or do not say (stage.device in the notebook)")
-    for result in (result for stage in stages if stage.finished for result in stage.results):
+    for result in (*(result for stage in stages if stage.finished for result in stage.results), *whole):
         if result.severity == "block" and result.status not in ("pass", "waived") and not _elsewhere(result, scope):
             reasons.append(f"gate {result.gate_id}: {result.status}: {result.message}")
     return reasons + [line for stage in stages if stage.finished for line in _unjudged(stage, scope)]

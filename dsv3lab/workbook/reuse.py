@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from dsv3lab.config import ConfigError, RunConfig, diff
 from dsv3lab.workbook import compose, doctor, gates
@@ -222,7 +223,8 @@ def _other_device(then: Device, now: Device | str) -> str:
 def _judged(folder: Path, outcome: StageOutcome, *, config: RunConfig, waivers: Sequence[Waiver]) -> list[GateResult]:
     """The gates of today over what the stage recorded."""
     mine = gates.stage_gates(config.phase.gates, outcome.name)
-    return gates.evaluate_folder(mine, folder, executed=True, device=outcome.device, waivers=waivers, config=config)
+    options: Any = {"device": outcome.device, "profile": config.profile.name, "config": config}
+    return gates.evaluate_folder(mine, folder, executed=True, **options, waivers=waivers)
 
 
 def _listed(lines: Sequence[str]) -> str:

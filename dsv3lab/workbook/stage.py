@@ -222,6 +222,7 @@ class Stage:
             self.folder,
             executed=True,
             device=device,
+            profile=self.config.profile.name,
             waivers=waivers.load(phase=self.config.phase.name),
             config=self.config,
         )

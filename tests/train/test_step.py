@@ -89,6 +89,18 @@ def test_micro_batches_and_remat_equal_one_batch() -> None:
     assert np.array_equal(*bias)
 
 
+def test_a_device_with_fewer_windows_than_micro_batches_takes_them_one_at_a_time() -> None:
+    """The share of one of many devices: its trace is that of as many micro-batches as it has windows."""
+    model = abstract(builders.model_config(num_hidden_layers=1, first_k_dense_replace=0))
+    share = jax.ShapeDtypeStruct((2, LENGTH + 1), jnp.int32)
+
+    def trace(micro_batches: int) -> str:
+        config = builders.train_config(micro_batches=micro_batches)
+        return str(jax.make_jaxpr(lambda m, w: step.gradients(m, w, config=config))(model, share))
+
+    assert trace(4) == trace(2) != trace(1)
+
+
 def test_a_batch_that_does_not_split_is_refused_by_name() -> None:
     config = builders.train_config(micro_batches=2)
     model = abstract(builders.model_config())

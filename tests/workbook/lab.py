@@ -112,7 +112,7 @@ def write_conf(
             "infrastructure": ["a test machine"],
             "resources": {"memory": "little"},
             "targets": [{"text": "It runs", "gate": next(iter(gates), None), "note": "a test"}],
-            "criteria": [{"text": "It ends", "gate": None, "note": "a test"}],
+            "criteria": [{"text": "It ends", "gate": None, "note": "a test", "ref": "none"}],
             "ref": "none",
         },
     }

@@ -66,14 +66,17 @@ def with_baseline(config: RunConfig, device: Device = CPU, **changes: Any) -> Ru
 
 
 def passing(config: RunConfig, stage: str) -> list[GateResult]:
-    """Passing results for the gates of a stage: each observed at its threshold or just on its good side."""
+    """Results for the gates of a stage: each observed at its threshold or just on its good side, or for a GPU only."""
     results = []
     for gate_id, gate in gates.stage_gates(config.phase.gates, stage).items():
         shift = {"<": -0.5, ">": 0.5}.get(gate.op, 0.0)
         written = points((FIGURE if gate.threshold == "baseline" else gate.threshold) + shift, name=gate.metric)
         judged_by = with_baseline(config)
         results.append(gates.evaluate(gate, gate_id, points=written, executed=True, device=CPU, config=judged_by))
-    assert all(result.status == "pass" for result in results)
+    for result in results:
+        gate = config.phase.gates[result.gate_id]
+        elsewhere = gate.requires.device == "gpu" or gate.requires.profile is not None
+        assert result.status == ("skipped" if elsewhere else "pass")
     return results
 
 

@@ -40,20 +40,26 @@ def test_a_phase_that_is_not_promoted_is_named(runs: Path) -> None:
     assert text.endswith("NOT cleared: phase3 is not promoted; phase4 is not promoted")
 
 
-@pytest.mark.parametrize("status", ["skipped", "waived"])
-def test_a_gate_that_did_not_pass_is_listed(runs: Path, monkeypatch: pytest.MonkeyPatch, status: str) -> None:
+@pytest.mark.parametrize(
+    ("status", "device", "listed"), [("skipped", "tpu", True), ("waived", "gpu", True), ("skipped", "gpu", False)]
+)
+def test_a_gate_that_did_not_pass_is_listed_unless_a_cluster_of_cpus_cannot_pass_it(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, status: str, device: str, listed: bool
+) -> None:
     passing = samples.passing
 
     def let_through(*arguments: object) -> list[gates.GateResult]:
         first, *others = passing(*arguments)  # type: ignore[arg-type]
-        changed = dataclasses.replace(first, status=cast(gates.Status, status), requires_device="gpu", role="other")
+        changed = dataclasses.replace(first, status=cast(gates.Status, status), requires_device=device, role="other")
         return [changed, *others]
 
     monkeypatch.setattr(samples, "passing", let_through)
     promote_all(runs)
     gate = next(iter(record.read(next(runs.glob("phase4/*"))).results))
     assert gate.status == status and gate.severity == "block"
-    assert f"phase4: gate {gate.gate_id} was {status}" in verdict(runs)
+    assert (f"phase4: gate {gate.gate_id} was {status}" in verdict(runs)) == listed
+    h100 = verdict(runs, Device(kind="NVIDIA H100", count=8))
+    assert f"phase4: gate {gate.gate_id} was {status}" in h100 and "phase3: gate dp_scaling was skipped" in h100
 
 
 def test_a_record_on_which_nobody_may_build_clears_nothing(runs: Path) -> None:

@@ -1,5 +1,6 @@
 """Composition: real groups, one sentence for each mistake, and no state left behind."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -147,10 +148,51 @@ def test_the_times_of_a_profile_name_stages_and_only_ever_raise_limits(profile: 
         assert config.limit_s(name) > 2 * config.expected_s(name)
 
 
-@pytest.mark.parametrize("number", [1, 2, 3, 4])
-def test_targets_and_criteria_of_the_seeds_name_gates_that_exist(number: int) -> None:
-    known = {gate for other in (1, 2, 3, 4) for gate in samples.configuration(other)[0].phase.gates}
-    seed = samples.configuration(number)[0].phase.seed
-    assert seed.criteria and all(
-        target.gate is None or target.gate in known for target in (*seed.targets, *seed.criteria)
-    )
+# Seed 002, "Key Hyperparameters": batch, sequence length, learning rate, warm-up steps, MTP tokens.
+HYPERPARAMETERS = {
+    "tiny": (8, 512, 5e-4, 100, 2),
+    "small": (64, 2048, 3e-4, 2000, 2),
+    "large": (4096, 4096, 1.8e-4, 2000, 2),
+}
+
+
+@pytest.mark.parametrize("size", HYPERPARAMETERS)
+def test_the_sizes_of_the_seed_train_as_its_table_says(size: str) -> None:
+    config, _ = samples.configuration(2, f"train={size}", "model.max_position_embeddings=4096")
+    train, length = config.train, config.data.sequence_length
+    steps = train.steps(length)
+    mtp = config.model.num_nextn_predict_layers
+    row = (train.batch_size, length, train.schedule.peak_lr, round(train.schedule.warmup * steps), mtp)
+    assert row == HYPERPARAMETERS[size]
+    assert steps == (1000 if size == "tiny" else 200_000) and train.tokens == steps * train.batch_size * length
+    nano = samples.configuration(2)[0].train
+    assert train.optimizer == nano.optimizer and train.schedule.final_lr == pytest.approx(train.schedule.peak_lr / 10)
+    assert train.schedule.tail_lr == pytest.approx(train.schedule.peak_lr / 30, rel=2e-3)
+
+
+@pytest.mark.parametrize("size", ["nano", *HYPERPARAMETERS])
+def test_presets_fit_every_size(size: str) -> None:
+    sized = (f"train={size}", "model.max_position_embeddings=4096")
+    low, _ = samples.configuration(2, *sized, "preset=low_memory")
+    fast, _ = samples.configuration(2, *sized, "preset=max_speed")
+    assert (low.train.micro_batches, low.train.remat) == (low.train.batch_size, "full")
+    assert (fast.train.micro_batches, fast.train.remat) == (1, "none")
+    assert low.train.loss.vocab_chunk < fast.train.loss.vocab_chunk
+    assert compose.overridden(low) == [
+        line for line in compose.overridden(samples.configuration(2, *sized)[0]) if "vocab" not in line
+    ]
+
+
+def test_a_mistyped_preset_is_refused_with_its_nearest_name() -> None:
+    with pytest.raises(ConfigError, match="no 'low_memry' in preset; did you mean 'low_memory'"):
+        samples.configuration(2, "preset=low_memry")
+
+
+def test_the_smoke_test_of_the_seed_is_a_profile(tmp_path: Path) -> None:
+    conf = Path(shutil.copytree(CONF, tmp_path / "conf"))
+    shutil.copy(conf / "model" / "nano.yaml", conf / "model" / "tiny.yaml")  # whichever the model is
+    config, _ = compose.compose(["profile=tiny"], phase=2, conf=conf)
+    assert (config.profile.name, config.profile.promotes) == ("tiny", False)
+    assert config.train == samples.configuration(2, "train=tiny")[0].train
+    assert {gate.requires.profile for gate in config.phase.gates.values()} == {None, "tiny"}
+    assert config.profile.bench_repeats == samples.configuration(2)[0].profile.bench_repeats

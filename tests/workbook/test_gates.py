@@ -202,7 +202,46 @@ def test_every_gate_can_fail(phase: int) -> None:
 
         def status(*values: Any, gate_id: str = gate_id, chosen: GateConfig = chosen, compared: Any = compared) -> str:
             points = samples.points(*values, name=chosen.metric)
-            judged = gates.evaluate(chosen, gate_id, points=points, executed=True, device=samples.CPU, config=compared)
-            return judged.status
+            device = gates.Device(kind="NVIDIA H100", count=chosen.requires.count)
+            device = device if chosen.requires.device == "gpu" else samples.CPU
+            options: Any = {"device": device, "profile": chosen.requires.profile or "default", "config": compared}
+            return gates.evaluate(chosen, gate_id, points=points, executed=True, **options).status
 
         assert (status(wrong), status(), status(math.nan)) == ("fail", "missing", "error"), gate_id
+
+
+@pytest.mark.parametrize("phase", [1, 2, 3, 4])
+def test_a_gate_for_other_hardware_is_judged_there_and_skipped_with_its_reason_here(phase: int) -> None:
+    config, _ = samples.configuration(phase)
+    for gate_id, chosen in config.phase.gates.items():
+        needs = chosen.requires
+        if needs.device != "gpu":
+            continue
+        right = samples.points(2 * chosen.threshold if chosen.op in (">", ">=") else 0.0, name=chosen.metric)
+
+        def judged(count: int, kind: str = "NVIDIA H100", right: Any = right, chosen: GateConfig = chosen) -> Any:
+            device = gates.Device(kind=kind, count=count)
+            options: Any = {"device": device, "profile": chosen.requires.profile or "default"}
+            return gates.evaluate(chosen, "g", points=right, executed=True, **options)
+
+        assert judged(needs.count).status == judged(2 * needs.count).status == "pass", gate_id
+        for few in (judged(needs.count - 1), judged(needs.count, kind="cpu")):
+            assert few.status == "skipped" and few.observed is None, gate_id
+            assert f"needs {needs.count} x gpu" in few.message and "ran on" in few.message
+
+
+def test_a_gate_about_one_profile_is_skipped_under_every_other_and_where_nobody_knows() -> None:
+    chosen = gate(requires={"device": "gpu", "count": 1, "profile": "tiny"})
+    h100 = gates.Device(kind="NVIDIA H100", count=1)
+    options: Any = {"points": samples.points(1.0), "executed": True}
+    assert gates.evaluate(chosen, "g", **options, device=h100, profile="tiny").status == "pass"
+    other = gates.evaluate(chosen, "g", **options, device=h100, profile="default")
+    assert (other.status, other.message) == ("skipped", "needs profile=tiny, ran with profile=default")
+    neither = gates.evaluate(chosen, "g", **options, device=samples.CPU)
+    assert neither.message == "needs 1 x gpu and profile=tiny, ran on 8 x cpu with profile=unknown"
+
+
+def test_a_condition_that_may_be_none_may_be_left_out_and_nothing_else() -> None:
+    assert gate(requires={"device": "any", "count": 1}) == gate(requires={"device": "any", "count": 1, "profile": None})
+    with pytest.raises(ConfigError, match=r"requires\.count: missing key"):
+        gate(requires={"device": "any"})

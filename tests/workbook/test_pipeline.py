@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 
 from dsv3lab.config import ConfigError, nearest
 from dsv3lab.workbook import Stage, arguments, commands, notebook, pipeline, promotion, record, verify
@@ -44,6 +45,54 @@ def test_a_failed_gate_is_1(conf: Path, runs: Path, child: type[InProcess], caps
     assert lab.statuses(runs) == {"a": "ok", "b": "ok"} and chains.read_chain(runs) == []
     out = capsys.readouterr().out
     assert "not promoted: gate a_speed: fail" in out and "--only a" in out
+
+
+def whole_gate(conf: Path, threshold: float, *, severity: str = "block") -> None:
+    """Add a gate on the time of the whole phase to phase 1 of `conf`."""
+    path = conf / "gates" / "phase1.yaml"
+    mine = lab.gate("phase", "stage/wall_s", "<", threshold, role="other", severity=severity)
+    path.write_text(path.read_text() + yaml.safe_dump({"iteration": mine}))
+
+
+@pytest.mark.parametrize(("threshold", "status"), [(600.0, 0), (0.0, 1)])
+def test_a_gate_on_the_whole_phase_is_judged_on_what_the_pipeline_measured(
+    conf: Path, runs: Path, child: type[InProcess], capsys: Any, threshold: float, status: int
+) -> None:
+    whole_gate(conf, threshold)
+    assert pipeline.main(["phase1"], conf=conf) == status
+    written = read(runs)
+    (result,) = written.whole or ()
+    assert result.observed == sum(stage.seconds for stage in written.stages) and (result.status == "pass") == (
+        not status
+    )
+    assert result == written.results[-1] and len(chains.read_chain(runs)) == 1 - status
+    out = capsys.readouterr().out
+    assert "iteration " in out and ("not promoted: gate iteration: fail: stage/wall_s is" in out) == bool(status)
+    assert "iteration" in (lab.the_run(runs) / "report.html").read_text()
+
+
+def test_a_gate_on_the_whole_phase_counts_reused_stages_and_warns_or_blocks_in_every_profile(
+    conf: Path, runs: Path, child: type[InProcess]
+) -> None:
+    whole_gate(conf, 0.0, severity="warn")
+    assert pipeline.main(["phase1"], conf=conf) == 0
+    assert pipeline.main(["phase1", "--only", "a"], conf=conf) == 0
+    assert lab.statuses(runs) == {"a": "ok", "b": "reused"}
+    written = read(runs)
+    assert (
+        (written.whole or ())[0].observed == sum(stage.seconds for stage in written.stages) > written.stages[0].seconds
+    )
+    assert pipeline.main(["phase1", "profile=ci", "phase.gates.iteration.severity=block"], conf=conf) == 1
+
+
+def test_a_gate_on_the_whole_phase_of_a_stage_that_broke_is_not_judged(
+    conf: Path, runs: Path, child: type[InProcess]
+) -> None:
+    whole_gate(conf, 600.0)
+    child.acts = {"phase1/a": fail}
+    assert pipeline.main(["phase1"], conf=conf) == 3
+    (result,) = read(runs).whole or ()
+    assert (result.status, result.observed) == ("error", None)
 
 
 @pytest.mark.parametrize("threshold", [0.1, 1000.0])

@@ -250,8 +250,9 @@ def test_the_verdict_fits_a_terminal() -> None:
         (line,) = [line for line in lines if line.startswith(result.gate_id + " ")]
         assert result.status in line and len(line) <= 100
         assert verdict.figure(result.threshold) in line
-    missing = sum(result.status == "missing" for result in results)
-    assert missing and f"{len(results) - missing}/{len(results)} gates pass ({missing} missing)" in text
+    passed, missing, skipped = (sum(r.status == status for r in results) for status in ("pass", "missing", "skipped"))
+    assert missing and skipped and passed == len(results) - missing - skipped
+    assert f"{passed}/{len(results)} gates pass ({skipped} skipped, {missing} missing)" in text
     assert "no metric" in text
 
 

@@ -198,8 +198,9 @@ def test_the_preview_is_the_judgement(stage: Stage, capsys: pytest.CaptureFixtur
     stage.device("cpu", 8)
     stage.close()
     results = gates.evaluate_folder(mine, stage.folder, executed=True, device=samples.CPU)
-    assert {r.status for r in results} == {"pass"}
+    elsewhere = {gate_id for gate_id, gate in mine.items() if gate.requires.device == "gpu"}
+    assert all(r.status == ("skipped" if r.gate_id in elsewhere else "pass") for r in results)
     text = capsys.readouterr().out
     assert text.endswith(f"{verdict.table(results)}\n")
-    assert all(gate_id in text for gate_id in mine) and f"{len(mine)}/{len(mine)} gates pass" in text
+    assert all(gate_id in text for gate_id in mine) and f"{len(mine) - len(elsewhere)}/{len(mine)} gates pass" in text
     assert chains.CHAIN not in {path.name for path in stage.folder.iterdir()}
