@@ -108,6 +108,6 @@ class Watch:
             self.pauses += 1
             self.pause_s += time.perf_counter() - self._began
 
-    def _compiled(self, event: str, seconds: float, **about: Any) -> None:
+    def _compiled(self, event: str, duration_secs: float, **kwargs: Any) -> None:
         if event == _COMPILED:
-            self.compilations.append(Compilation(str(about.get("fun_name", "?")), seconds, self._steady))
+            self.compilations.append(Compilation(str(kwargs.get("fun_name", "?")), duration_secs, self._steady))

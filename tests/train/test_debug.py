@@ -122,12 +122,14 @@ wild = replace(config.train.schedule, peak_lr=1e30)
 config = replace(config, debug=True, train=replace(config.train, schedule=wild))
 losses = {}
 try:
-    train.fit(config, builders.FakeDataset(), Path(sys.argv[1]), report=lambda m, step: losses.update({step: m.get("train/loss")}))
+    report = lambda metrics, step: losses.update({step: metrics.get("train/loss")})
+    train.fit(config, builders.FakeDataset(), Path(sys.argv[1]), report=report)
 except train.Diverged as error:
     print(error, losses[1], sep="\\n")
 """
 
 
+@pytest.mark.slow  # every operation of a whole step is compiled for itself
 def test_a_run_that_breaks_says_where_from_its_real_steps(tmp_path: Path) -> None:
     """In a process of its own: the type checks of the tests ask for arrays where a loop without jit has integers."""
     done = subprocess.run([sys.executable, "-c", FIT, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)

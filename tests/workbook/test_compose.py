@@ -92,6 +92,7 @@ def test_what_departs_from_the_committed_gates_is_named_key_by_key() -> None:
             "study.checked_tokens=1",
             "parallel.data=1",
             "train.checkpoint.interval=99999",
+            "debug=true",
         ],
         phase=1,
     )
@@ -101,6 +102,7 @@ def test_what_departs_from_the_committed_gates_is_named_key_by_key() -> None:
         *(
             f"{key} is {new} on the command line, {old} with profile=default alone"
             for key, new, old in (
+                ("debug", True, False),
                 ("eval.every", 50, config.eval.every),
                 ("study.checked_tokens", 1, config.study.checked_tokens),
                 ("parallel.data", 1, config.parallel.data),
