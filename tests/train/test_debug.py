@@ -46,13 +46,13 @@ def test_a_model_that_is_whole_is_not_blamed(model: DeepSeek, windows: jax.Array
 
 
 def test_a_bad_weight_is_named(model: DeepSeek, windows: jax.Array) -> None:
-    bad = broken(model, lambda m: m.stacks[1].unit[0].ffn.router.weight, np.nan)
-    assert where(bad, windows) == "the weights before the step: stacks[1].unit[0].ffn.router.weight"
+    bad = broken(model, lambda m: m.stacks[0].unit[1].ffn.router.weight, np.nan)
+    assert where(bad, windows) == "the weights before the step: stacks[0].unit[1].ffn.router.weight"
 
 
 def test_a_forward_pass_that_overflows_names_part_sequence_and_line(model: DeepSeek, windows: jax.Array) -> None:
     def shared(m: DeepSeek) -> Any:
-        return m.stacks[1].unit[0].ffn.shared
+        return m.stacks[0].unit[1].ffn.shared
 
     bad = eqx.tree_at(shared, model, jax.tree.map(lambda leaf: 1e20 * leaf, shared(model)))  # each weight is finite
     found = where(bad, windows)
@@ -77,10 +77,10 @@ def test_a_backward_pass_names_the_weight_nearest_to_the_loss(
 ) -> None:
     grads = jax.tree.map(jnp.zeros_like, split(model)[0])
     bad = eqx.tree_at(
-        lambda g: (g.embedding, g.stacks[1].unit[0].attention.out), grads, replace_fn=lambda a: a + jnp.nan
+        lambda g: (g.embedding, g.stacks[0].unit[1].attention.out), grads, replace_fn=lambda a: a + jnp.nan
     )
     monkeypatch.setattr(debug, "gradients", lambda *arguments, **options: (bad, None))
-    expected = "the backward pass, in the gradient of stacks[1].unit[0].attention.out, repeat 0 of its stack"
+    expected = "the backward pass, in the gradient of stacks[0].unit[1].attention.out, repeat 0 of its stack"
     assert where(model, windows) == expected
 
 
