@@ -8,7 +8,14 @@ import numpy as np
 
 from dsv3lab import config as configs
 from dsv3lab.config.data import TokenizerConfig
-from dsv3lab.config.train import CheckpointConfig, DropoutConfig, LossConfig, OptimizerConfig, ScheduleConfig
+from dsv3lab.config.train import (
+    CheckpointConfig,
+    DropoutConfig,
+    LossConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    StabilityConfig,
+)
 from dsv3lab.config.workbook import ProfileConfig, SeedConfig, TrackingConfig
 
 SEQUENCE_LENGTH = 12
@@ -63,13 +70,14 @@ def train_config(**changes: Any) -> configs.TrainConfig:
         seed=0,
         tokens=6 * 4 * SEQUENCE_LENGTH,
         batch_size=4,
-        micro_batches=2,
+        micro_batch=2,
         optimizer=OptimizerConfig(b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, clip_norm=1.0, moments="float32"),
         schedule=ScheduleConfig(
             peak_lr=1e-2, final_lr=1e-3, tail_lr=1e-4, warmup=0.2, constant=0.5, cosine=0.8, tail=0.9
         ),
         loss=loss_config(),
         dropout=DropoutConfig(residual=0.0, attention=0.0),
+        stability=StabilityConfig(skipped_in_a_row=3, spike_factor=1.5, spike_window=3),
         checkpoint=CheckpointConfig(interval=2, keep=2),
         log_interval=1,
         eval_interval=3,
@@ -126,6 +134,7 @@ def run_config(
             generate_tokens=1,
         ),
         tracking=TrackingConfig(enabled=False, experiment="test", flush_s=1.0),
+        debug=False,
         phase=configs.PhaseConfig(number=1, title="", question="", requires_phase=None, stages={}, gates={}, seed=seed),
     )
 

@@ -29,6 +29,7 @@ from dsv3lab.config.train import OptimizerConfig as OptimizerConfig
 from dsv3lab.config.train import ParallelConfig as ParallelConfig
 from dsv3lab.config.train import PrecisionConfig as PrecisionConfig
 from dsv3lab.config.train import ScheduleConfig as ScheduleConfig
+from dsv3lab.config.train import StabilityConfig as StabilityConfig
 from dsv3lab.config.train import StudyConfig as StudyConfig
 from dsv3lab.config.train import TrainConfig as TrainConfig
 from dsv3lab.config.workbook import WHOLE as WHOLE

@@ -121,12 +121,15 @@ def _value(hint: Any, value: Any, path: str, metadata: Mapping[str, Any]) -> Any
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        words = [word for a in args if typing.get_origin(a) is typing.Literal for word in typing.get_args(a)]
-        if isinstance(value, str) and words:  # a number, or a word in its place
-            return _value(typing.Literal[tuple(words)], value, path, metadata)  # type: ignore[valid-type]
-        rest = [a for a in args if a is not type(None) and typing.get_origin(a) is not typing.Literal]
+        rest = [a for a in args if a is not type(None)]
+        words = [word for a in rest if typing.get_origin(a) is typing.Literal for word in typing.get_args(a)]
+        if len(rest) > 1 and isinstance(value, str) and words:
+            if value not in words:
+                raise ConfigError(f"{path}: {value!r} is not allowed{nearest(value, words)}; a number fits, too")
+            return value
+        rest = rest if len(rest) == 1 else [a for a in rest if typing.get_origin(a) is not typing.Literal]
         if len(rest) != 1:
-            raise TypeError(f"{path}: config fields are one type or None, not {hint}")
+            raise TypeError(f"{path}: config fields are one type, words or None, not {hint}")
         return _value(rest[0], value, path, metadata)
     if dataclasses.is_dataclass(hint):
         return build(typing.cast(type, hint), value, path=path)

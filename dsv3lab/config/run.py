@@ -28,6 +28,8 @@ class RunConfig:
     profile: ProfileConfig
     tracking: TrackingConfig
     phase: PhaseConfig
+    debug: bool
+    """Whether training runs without jit and names the array in which a NaN began; never promoted."""
 
     def __post_init__(self) -> None:
         if self.data.tokenizer.vocab_size > self.model.vocab_size:

@@ -128,10 +128,8 @@ def _batch(told: Mapping[str, Any], reading: Reading, base: Mapping[str, Any]) -
         name: share // told[name] if name == size else told[name] for name in names if name not in reading.refused
     }
     for name, count in counts.items():
-        target, value = "train.micro_batches", count
-        if "train.micro_batch" in known():
-            target, value = "train.micro_batch", share // count
-        reading.set(target, value, name, note=f"{share} sequences of a device are {count} x {share // count}")
+        parts_of = share // count
+        reading.set("train.micro_batch", parts_of, name, note=f"{share} sequences of a device are {count} x {parts_of}")
     if len(set(counts.values())) > 1:
         reading.refused[parts] = f"{counts[parts]} x {told[size]} ({size}) x {devices} are not a batch of {batch}"
 

@@ -71,17 +71,29 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StabilityConfig:
+    """What is done about steps whose numbers break, and which loss counts as a spike."""
+
+    skipped_in_a_row: int = within(1, unit="steps", doc="steps in a row without a finite gradient that end the run")
+    spike_factor: float = within(1.0, doc="a loss above so many times the running median is counted as a spike")
+    spike_window: int = within(1, unit="reports", doc="reported losses behind the running median")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run, ended by a token budget and never by a clock."""
 
     seed: int = within(0, doc="seed of the initialisation")
     tokens: int = within(1, unit="tokens", doc="budget: targets of the next-token loss [report 4.2]")
     batch_size: int = within(1, unit="sequences", doc="sequences in one optimizer step [report 4.2]")
-    micro_batches: int = within(1, doc="gradient accumulation: micro-batches in one step")
+    micro_batch: int | Literal["auto"] | None = within(
+        1, unit="sequences", doc="sequences whose gradient a device takes at once; null: all, auto: as many as fit"
+    )
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     loss: LossConfig
     dropout: DropoutConfig
+    stability: StabilityConfig
     checkpoint: CheckpointConfig
     log_interval: int = within(1, unit="steps", doc="steps between progress lines and metric points")
     eval_interval: int = within(1, unit="steps", doc="steps between validation perplexities")
@@ -93,10 +105,19 @@ class TrainConfig:
     """Whether the layers of a stack run in one compiled loop; unrolled, they compile longer and may run faster."""
 
     def __post_init__(self) -> None:
-        if self.batch_size % self.micro_batches:
+        self.micro_batches(self.batch_size)
+
+    def micro_batches(self, sequences: int) -> int:
+        """Equal parts in which a device takes the gradient of its `sequences`, one after the other.
+
+        Fewer sequences than `micro_batch` are one part. So they are under "auto", for which `train.fit` alone looks.
+        """
+        size = self.micro_batch if isinstance(self.micro_batch, int) else sequences
+        if sequences > size and sequences % size:
             raise ConfigError(
-                f"micro_batches: {self.batch_size} sequences do not split into {self.micro_batches} equal parts"
+                f"micro_batch: {sequences} sequences on one device do not split into parts of {size}; choose a divisor"
             )
+        return max(1, sequences // size)
 
     def steps(self, sequence_length: int) -> int:
         """Optimizer steps that spend the token budget, rounded up."""

@@ -9,6 +9,7 @@ from dsv3lab.train.difference import largest_relative_difference as largest_rela
 from dsv3lab.train.faults import reached as reached
 from dsv3lab.train.faults import run as run
 from dsv3lab.train.faults import saving as saving
+from dsv3lab.train.guard import Diverged as Diverged
 from dsv3lab.train.loop import FitResult as FitResult
 from dsv3lab.train.loop import Preempted as Preempted
 from dsv3lab.train.loop import execution_of as execution_of
@@ -27,3 +28,4 @@ from dsv3lab.train.step import train_step as train_step
 from dsv3lab.train.study import History as History
 from dsv3lab.train.study import Variant as Variant
 from dsv3lab.train.study import compare as compare
+from dsv3lab.train.watch import totals as totals

@@ -8,13 +8,15 @@ from pathlib import Path
 from dsv3lab.config import ConfigError, RunConfig, build, read_yaml
 from dsv3lab.data import DataError, open_dataset
 from dsv3lab.train.checkpoint import CheckpointError
+from dsv3lab.train.guard import Diverged
 from dsv3lab.train.loop import Preempted, fit
+from dsv3lab.train.micro_batch import OutOfMemory
 
 USAGE, ERROR, PREEMPTED = 2, 3, 75
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train as the arguments say; the exit status is 0, 2 (configuration), 3 (checkpoint or data) or 75 (stopped, saved)."""
+    """Train as the arguments say; 0, 2 (configuration), 3 (checkpoint, data or training) or 75 (stopped, saved)."""
     parser = argparse.ArgumentParser(prog="python -m dsv3lab.train", description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="resolved configuration (YAML) of the run")
     parser.add_argument("--data", type=Path, required=True, help="folder of the prepared dataset")
@@ -38,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped by a signal before the training began; run again", flush=True)
         return PREEMPTED
-    except (ConfigError, CheckpointError, DataError) as error:
+    except (ConfigError, CheckpointError, DataError, Diverged, OutOfMemory) as error:
         print(error, file=sys.stderr)
         return USAGE if isinstance(error, ConfigError) else ERROR
     print(f"{'done' if result.finished else 'stopped'} after step {result.steps}: {result.checkpoint}")

@@ -79,6 +79,12 @@ def clean(directory: Path) -> None:
         shutil.rmtree(debris)
 
 
+def newest_identity(directory: Path) -> dict[str, Any]:
+    """The identity of the run whose newest checkpoint stands in `directory`, unchecked; empty if there is none."""
+    found = steps(directory)
+    return _read_json(directory / f"{_PREFIX}{found[-1]:08d}" / META).get("identity", {}) if found else {}
+
+
 def restore(directory: Path, like: TrainState, *, identity: Mapping[str, Any]) -> TrainState | None:
     """The state of the newest checkpoint in `directory`; `None` when there is none.
 

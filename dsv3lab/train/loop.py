@@ -1,13 +1,12 @@
 """The training loop: resumes, steps, reports, saves, and ends at a token budget."""
 
 import fcntl
-import functools as ft
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,20 +15,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsv3lab.config import ConfigError, ModelConfig, RunConfig, TrainConfig, plain, runs_dir
+from dsv3lab.config import ConfigError, RunConfig, plain, runs_dir
 from dsv3lab.config.text import clock
 from dsv3lab.measure import matmul_peak
 from dsv3lab.model import DeepSeek, Execution
 from dsv3lab.parallel import make_execution
 from dsv3lab.plan import flops_per_token
-from dsv3lab.train import checkpoint, validation
+from dsv3lab.train import checkpoint, debug, guard, micro_batch, programs, validation
 from dsv3lab.train.metrics import Clock, of_report
 from dsv3lab.train.reports import Reports
-from dsv3lab.train.step import TrainState, train_step
+from dsv3lab.train.step import TrainState, dropout_key
+from dsv3lab.train.watch import Watch
 
 Report = Callable[[dict[str, float], int], None]
 SHOWN_EVERY_S = 10.0
-NONFINITE = "train/nonfinite_steps"
+WARM_STEPS = 2
+"""Steps of a process after which nothing should be compiled any more."""
 
 
 class Preempted(Exception):
@@ -46,6 +47,7 @@ class FitResult:
     finished: whether the token budget is spent (False after `stop_after`).
     checkpoint: folder of the last checkpoint.
     last: the newest value of each metric that the run has reported, also by processes that were killed.
+    config: of the run, with the micro-batch that was found in place of `auto`.
     """
 
     state: TrainState
@@ -54,6 +56,7 @@ class FitResult:
     finished: bool
     checkpoint: Path
     last: dict[str, float]
+    config: RunConfig
 
 
 def fit(
@@ -65,14 +68,20 @@ def fit(
     progress: Callable[[str], None] = print,
     stop_after: int | None = None,
     stop_on: Sequence[signal.Signals] = (signal.SIGTERM,),
+    nan_at: Sequence[int] = (),
 ) -> FitResult:
     """Train until the token budget is spent, from the newest checkpoint in `directory` if there is one.
 
     A run that was killed and continued ends with the same bits as one that was not, on the same machine and versions.
     `report` always sees the whole run: first what was reported up to the checkpoint, by whichever process, then the
-    steps that are run now. `perf/*` describe the process that reported them. Every report holds
+    steps that are run now. `perf/*` and `memory/*` describe the process that reported them. Every report holds
     `train/nonfinite_steps`: the steps of the whole run whose objective or gradient norm was NaN or infinite, those
-    between reports included; NaN if the reports that belong to the checkpoint are missing, so that nobody can know.
+    between reports included, whose updates were skipped; NaN if the reports that belong to the checkpoint are missing,
+    so that nobody can know; and `train/spikes`, see `guard.Health`.
+
+    With `config.debug` the steps run without jit from the newest checkpoint on, the first one that is not finite ends
+    the run with the name of the array in which that began, and no checkpoint is written: the bits are not those of the
+    compiled step.
 
     Args:
         config: the whole run; `model`, `train`, `data` and `precision` determine the weights.
@@ -82,16 +91,23 @@ def fit(
         progress: receives one line every few seconds.
         stop_after: save and return after this many steps of the run, counted from its beginning.
         stop_on: signals after which the state is saved; in a notebook SIGINT stays an interrupted cell.
+        nan_at: steps (from 1) whose gradient is made NaN on purpose, to see that the run gets over them.
 
     Raises:
         Preempted: after a signal of `stop_on` in the main thread, once the state is saved.
         CheckpointError: if the newest checkpoint or the file of reports is damaged.
         ConfigError: if the checkpoint belongs to another configuration or other data, or the directory is in use.
+        Diverged: if too many steps in a row had no finite gradient, or at the first one with `config.debug`.
+        OutOfMemory: if a step did not fit into the device's memory.
     """
     directory.mkdir(parents=True, exist_ok=True)
     use_compilation_cache()
-    with _alone(directory), _stop_on(stop_on) as stop:
-        return _Run(config, dataset, directory, report=report, progress=progress, stop=stop).until(stop_after)
+    log = debug.compile_log(directory / "compile.log") if config.debug else nullcontext()
+    with _alone(directory), _stop_on(stop_on) as stop, Watch() as watch, log:
+        run = _Run(
+            config, dataset, directory, report=report, progress=progress, stop=stop, watch=watch, nan_at=tuple(nan_at)
+        )
+        return run.until(stop_after)
 
 
 def execution_of(config: RunConfig) -> Execution:
@@ -104,8 +120,9 @@ def execution_of(config: RunConfig) -> Execution:
 def identity(config: RunConfig, data_digest: str) -> dict[str, Any]:
     """What two runs must share so that one can continue the other: everything that the weights depend on."""
     train = plain(config.train)
-    for key in ("log_interval", "eval_interval", "eval_windows", "checkpoint"):  # seen, not trained on
+    for key in ("log_interval", "eval_interval", "eval_windows", "checkpoint", "stability"):  # seen, not trained on
         del train[key]
+    train["micro_batch"] = train["micro_batch"] or train["batch_size"]
     return {
         "model": plain(config.model),
         "train": train,
@@ -123,29 +140,16 @@ def use_compilation_cache() -> None:
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-@ft.lru_cache(maxsize=4)
-def _programs(
-    model: ModelConfig, train: TrainConfig, *, length: int, execution: Execution, eval_batch: int
-) -> tuple[Any, Any]:
-    """The training step and the validation losses, compiled ahead and kept for the next run of this process.
-
-    Compiled ahead, so that compilation is no part of any step's time.
-    """
-    state = TrainState.abstract(model, train, sequence_length=length)
-
-    def step(state: TrainState, windows: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
-        return train_step(state, windows, config=train, sequence_length=length, execution=execution)
-
-    def losses(model: DeepSeek, windows: jax.Array) -> jax.Array:
-        return validation.window_losses(model, windows, chunk=train.loss.vocab_chunk, execution=execution)
-
-    def windows(batch: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((batch, length + 1), jnp.int32)
-
-    return (
-        jax.jit(step, donate_argnums=0).lower(state, windows(train.batch_size)).compile(),
-        jax.jit(losses).lower(state.model, windows(eval_batch)).compile(),
-    )
+def _programs(config: RunConfig, *, nan_at: tuple[int, ...]) -> tuple[Any, Any]:
+    """The training step and the validation losses of a run."""
+    shared: Any = {
+        "length": config.data.sequence_length,
+        "execution": execution_of(config),
+        "debugging": config.debug,
+    }
+    train, batch = config.train, config.eval.batch_size
+    losses = programs.window_losses(config.model, chunk=train.loss.vocab_chunk, batch=batch, **shared)
+    return programs.step(config.model, train, nan_at=nan_at, **shared), losses
 
 
 class _Run:
@@ -160,15 +164,21 @@ class _Run:
         report: Report,
         progress: Callable[[str], None],
         stop: threading.Event,
+        watch: Watch,
+        nan_at: tuple[int, ...],
     ) -> None:
+        checkpoint.clean(directory)
+        start = time.perf_counter()
+        bound = checkpoint.newest_identity(directory) if config.train.micro_batch == "auto" else {}
+        config, self.choice = programs.settled(config, bound, execution=execution_of(config), nan_at=nan_at)
+        self.trials_s = time.perf_counter() - start
         self.config, self.train, self.dataset, self.directory = config, config.train, dataset, directory
-        self.report, self.progress, self.stop = report, progress, stop
+        self.report, self.progress, self.stop, self.watch, self.nan_at = report, progress, stop, watch, nan_at
         self.length = config.data.sequence_length
         self.total = self.train.steps(self.length)
-        self.identity = identity(config, dataset.digest)
+        self.identity = identity(config, dataset.digest) | ({"nan_at": nan_at} if nan_at else {})
         self.last: dict[str, float] = {}
 
-        checkpoint.clean(directory)
         abstract = TrainState.abstract(config.model, self.train, sequence_length=self.length)
         restored = checkpoint.restore(directory, abstract, identity=self.identity)
         self.resumed_from = 0 if restored is None else int(restored.step)
@@ -193,7 +203,8 @@ class _Run:
                 self._steps(end, ahead)
         folder = self._save()
         if self.stop.is_set() and self.done < end:
-            raise Preempted(f"stopped by a signal after step {self.done}/{self.total}; saved in {folder}, run again")
+            saved = "debug=true saves nothing" if self.config.debug else f"saved in {folder}"
+            raise Preempted(f"stopped by a signal after step {self.done}/{self.total}; {saved}, run again")
         return FitResult(
             state=self.state,
             steps=self.done,
@@ -201,6 +212,7 @@ class _Run:
             finished=self.done >= self.total,
             checkpoint=folder,
             last=self.last,
+            config=self.config,
         )
 
     def _replay(self) -> None:
@@ -210,20 +222,21 @@ class _Run:
             self.report(metrics, step)
         self.reported = self.earlier[-1][0] if self.earlier else -1
         known = self.reported == self.done  # every checkpoint has a report of its step, see `_save`
-        counted = self.last.get(NONFINITE, float("nan")) if known else float("nan")
-        self.nonfinite = counted if self.resumed_from else 0.0
+        counts = [
+            self.last.get(name, float("nan")) if known else float("nan") for name in (guard.NONFINITE, guard.SPIKES)
+        ]
+        nonfinite, spikes = counts if self.resumed_from else (0.0, 0.0)
+        self.health = guard.Health(self.train.stability, nonfinite=nonfinite, spikes=spikes)
+        for _, metrics in self.earlier:
+            self.health.reported(metrics)
 
     def _prepare(self) -> None:
         """Compile, choose the validation windows, and measure this process's roof."""
+        for line in self.choice.table() if self.choice else ():
+            self.progress(line)
         start = time.perf_counter()
-        self.step, self.validate = _programs(
-            self.config.model,
-            self.train,
-            length=self.length,
-            execution=execution_of(self.config),
-            eval_batch=self.config.eval.batch_size,
-        )
-        compile_s = time.perf_counter() - start
+        self.step, self.validate = _programs(self.config, nan_at=self.nan_at)
+        compile_s = self.trials_s + time.perf_counter() - start
         self.weights = {name: domain.weight for name, domain in self.config.data.domains.items()}
         self.held_out = validation.sample(self.dataset, weights=self.weights, count=self.train.eval_windows)
         self.clock = Clock(
@@ -231,48 +244,73 @@ class _Run:
             flops_per_token=flops_per_token(self.config.model, sequence_length=self.length, causal=True),
             peak_flops=matmul_peak(),
         )
-        self._report({"train/compile_s": compile_s, "perf/matmul_peak_flops": self.clock.peak_flops})
+        size: Any = self.train.micro_batch
+        self._report(
+            {
+                "train/compile_s": compile_s,
+                "train/micro_batch": float(size),
+                "perf/matmul_peak_flops": self.clock.peak_flops,
+                **({"memory/step_bytes": float(self.choice.tried[-1].bytes or 0)} if self.choice else {}),
+            }
+        )
 
     def _steps(self, end: int, ahead: ThreadPoolExecutor) -> None:
         batch = ahead.submit(self._batch, self.done)
         shown = started = time.perf_counter()
-        first = self.done
+        first, self.seen = self.done, 0
         while self.done < end and not self.stop.is_set():
             asked = time.perf_counter()
             windows = batch.result()
             begun = time.perf_counter()
-            self.state, metrics = self.step(self.state, windows)
-            batch = ahead.submit(self._batch, self.done + 1)  # prepared while the device computes
-            jax.block_until_ready((self.state, metrics))
+            before = self.state.model if self.config.debug else None  # the compiled step takes its buffers
+            with self.watch.steady(self.done - first >= WARM_STEPS and not self.config.debug), self._in_memory():
+                self.state, metrics = self.step(self.state, windows)
+                batch = ahead.submit(self._batch, self.done + 1)  # prepared while the device computes
+                jax.block_until_ready((self.state, metrics))
             now = time.perf_counter()
             self.clock.add(step_s=now - asked, wait_s=begun - asked)
             self.done += 1
-            first_bad = self._count_nonfinite(metrics)
-            self._after_step(metrics, last=self.done == end, report=first_bad)
+            self._judge(metrics, windows, before)
+            self._after_step(metrics, last=self.done == end)
             if now - shown > SHOWN_EVERY_S or self.done == end:
                 shown = now
                 self._show(float(metrics["loss"]), elapsed=now - started, rate=(self.done - first) / (now - started))
 
-    def _count_nonfinite(self, metrics: dict[str, jax.Array]) -> bool:
-        """Count a step whose objective or gradient norm is not finite; for the run's first one, say where it began."""
-        watched = ("loss", "mtp_loss", "balance_loss", "total", "grad_norm")
-        values = dict(zip(watched, map(float, jax.device_get([metrics[name] for name in watched])), strict=True))
-        if np.isfinite((values["total"], values["grad_norm"])).all():
-            return False
-        self.nonfinite += 1
-        if self.nonfinite == 1:
-            bad = [name for name, value in values.items() if not np.isfinite(value)]
-            side = "the backward pass, the losses are finite" if bad == ["grad_norm"] else "the forward pass"
-            shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-            self.progress(f"step {self.done}: not finite: {', '.join(bad)}; it began in {side} ({shown})")
-        return self.nonfinite == 1
+    @contextmanager
+    def _in_memory(self) -> Iterator[None]:
+        try:
+            yield
+        except jax.errors.JaxRuntimeError as error:
+            if not micro_batch.is_out_of_memory(error):
+                raise
+            raise micro_batch.OutOfMemory(
+                f"step {self.done + 1}: out of memory ({str(error).splitlines()[0]}); lower train.micro_batch (now "
+                f"{self.train.micro_batch}; auto finds the largest that fits), or set train.remat=full"
+            ) from error
 
-    def _after_step(self, metrics: dict[str, jax.Array], *, last: bool, report: bool) -> None:
+    def _judge(self, metrics: dict[str, jax.Array], windows: jax.Array, before: DeepSeek | None) -> None:
+        """Say what broke in this step; with `debug` where, and no further."""
+        skipped = self.health.step(jax.device_get({name: metrics[name] for name in guard.WATCHED}), self.done)
+        if skipped and before is not None:
+            key, execution = dropout_key(self.train, jnp.int32(self.done - 1), 0), execution_of(self.config)
+            where = debug.first_nonfinite(before, windows, config=self.train, key=key, execution=execution)
+            loss = "no loss before it" if self.health.loss is None else f"the loss before it was {self.health.loss:.4f}"
+            raise guard.Diverged(f"step {self.done}: the first non-finite value is in {where}; {loss}")
+        if skipped:
+            self.progress(skipped)
+            self.health.check(self.done)
+        for one in self.watch.recompiled()[self.seen :]:
+            self.progress(f"step {self.done}: {one.name} was compiled in the middle of training, {one.seconds:.1f} s")
+        self.seen = len(self.watch.recompiled())
+
+    def _after_step(self, metrics: dict[str, jax.Array], *, last: bool) -> None:
         if last:  # other load may have slowed the first measurement: the roof is the higher of the two
             self.clock.peak_flops = max(self.clock.peak_flops, matmul_peak())
-        if last or report or self.done % self.train.log_interval == 0:
+        if last or self.done % self.train.log_interval == 0:
             tokens = self.done * self.clock.tokens_per_step
-            self._report({**of_report(metrics), "train/tokens": float(tokens), **self.clock.metrics()})
+            self._report(
+                {**of_report(metrics), "train/tokens": float(tokens), **self.clock.metrics(), **self.watch.metrics()}
+            )
         if last or self.done % self.train.eval_interval == 0:
             self._report(self._validation())
         if self.done % self.train.checkpoint.interval == 0 and not last:
@@ -292,7 +330,8 @@ class _Run:
         return jnp.asarray(self.dataset.batch_at(step, batch_size=self.train.batch_size))
 
     def _report(self, metrics: dict[str, float]) -> None:
-        metrics = {**metrics, NONFINITE: self.nonfinite}
+        self.health.reported(metrics)
+        metrics = {**metrics, **self.health.metrics()}
         self.last |= metrics
         self.reported = self.done
         self.reports.add(self.done, metrics)
@@ -309,6 +348,8 @@ class _Run:
         if self.reported < self.done:
             self._report({})  # the count, for the process that continues from here
         self.reports.flush()
+        if self.config.debug:
+            return self.directory
         return checkpoint.save(self.directory, self.state, identity=self.identity, keep=self.train.checkpoint.keep)
 
 

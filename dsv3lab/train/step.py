@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from dsv3lab.config import ModelConfig, TrainConfig
 from dsv3lab.model import LOCAL, DeepSeek, Execution, align, init, trainable
-from dsv3lab.train import losses, metrics, optimizer
+from dsv3lab.train import guard, losses, metrics, optimizer
 
 
 class TrainState(eqx.Module):
@@ -76,7 +76,7 @@ def gradients(
     key: PRNGKeyArray | None = None,
     execution: Execution = LOCAL,
 ) -> tuple[DeepSeek, losses.Losses]:
-    """Mean gradient and losses over `windows`, taken in `config.micro_batches` equal parts one after the other.
+    """Mean gradient and losses over `windows`, taken `config.micro_batch` at once, one part after the other.
 
     Fewer windows than that (the share of one of many devices) are taken one at a time. Inside `shard_map` gradient and
     losses are those of this device's windows: nothing is summed over devices here. `key` is that of the dropouts, split
@@ -86,14 +86,9 @@ def gradients(
         the gradient of the trainable leaves (`None` elsewhere), and the losses with the loads summed over the parts.
 
     Raises:
-        ValueError: if this device's windows do not split into the micro-batches.
+        ConfigError: if this device's windows do not split into micro-batches.
     """
-    count = min(config.micro_batches, windows.shape[0])
-    if windows.shape[0] % count:
-        raise ValueError(
-            f"train.micro_batches: {windows.shape[0]} sequences on this device do not split into {config.micro_batches} "
-            "equal parts; choose a divisor"
-        )
+    count = config.micro_batches(windows.shape[0])
     params, rest = split(model)
     # A weight shared by all devices would get its gradient summed over them within every micro-batch. Marked as
     # varying like the data, it gets this device's gradient, and the caller communicates once for the whole batch.
@@ -122,6 +117,8 @@ def apply(
 ) -> tuple[TrainState, dict[str, Array]]:
     """Update parameters and router biases from the gradient and the loads of the whole batch.
 
+    Where the objective or the gradient's norm is not finite, nothing changes but the step, see `guard`.
+
     Returns:
         the next state and the step's metrics, see `metrics.of_step`.
     """
@@ -132,7 +129,9 @@ def apply(
     if model.bias().size:
         model = model.with_bias(bias_update(model.bias(), parts.loads, speed=config.loss.bias_update_speed))
     norm: Any = optax.tree.norm(jax.tree.leaves(grads))
-    rate: Any = optimizer.schedule(config, sequence_length)(state.step)
+    good = guard.usable(parts.total, norm)
+    model, opt_state = guard.choose(good, (model, opt_state), (state.model, state.opt_state))
+    rate: Any = optimizer.schedule(config, sequence_length)(guard.updates_done(state.opt_state))
     step_metrics = metrics.of_step(parts, grad_norm=norm, lr=rate)
     return TrainState(model=model, opt_state=opt_state, step=state.step + 1), step_metrics
 

@@ -40,7 +40,7 @@ def overridden(config: RunConfig, *, conf: Path = CONF) -> list[str]:
 
     Anybody may try another threshold, but promoted records are judged by the committed gates: a bar that was lowered
     or raised, a stage with another notebook and a profile that promotes only on the command line are all named; so are
-    other held-out text, other sizes of what is timed or compared, and fewer devices.
+    other held-out text, other sizes of what is timed or compared, fewer devices, and training without jit.
 
     Returns:
         One sentence for each difference; empty if there is none.
@@ -52,6 +52,7 @@ def overridden(config: RunConfig, *, conf: Path = CONF) -> list[str]:
     committed, _ = compose([f"profile={name}"], phase=number, conf=conf)
     lines = _told("profile.", committed.profile, config.profile, f"in {conf.name}/profile/{name}.yaml")
     alone = f"with profile={name} alone"
+    lines += _told("", {"debug": committed.debug}, {"debug": config.debug}, alone)
     for section in ("eval", "study", "parallel"):
         lines += _told(f"{section}.", getattr(committed, section), getattr(config, section), alone)
     lines += _told("train.checkpoint.", committed.train.checkpoint, config.train.checkpoint, alone)

@@ -21,7 +21,7 @@ class Hint:
 
 
 MEMORY = (
-    "raise train.micro_batches (smaller parts of a batch, computed one after the other) or set train.remat=full; then "
+    "lower train.micro_batch (sequences computed at once; auto finds how many fit) or set train.remat=full; then "
     "lower data.sequence_length, train.loss.vocab_chunk, eval.batch_size or model.num_hidden_layers, or "
     "choose precision=bf16"
 )
@@ -87,7 +87,7 @@ METRICS = (
     Hint(pattern=r"speedup|relative_throughput", advice=ALONE),
     Hint(
         pattern=r"peak_fraction|tokens_per_s",
-        advice=f"{ALONE}; in a training, larger parts of a batch (train.micro_batches down, train.batch_size up) fill a "
+        advice=f"{ALONE}; in a training, larger parts of a batch (train.micro_batch up, train.batch_size up) fill a "
         "device better",
     ),
 )

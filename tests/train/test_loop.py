@@ -18,7 +18,7 @@ import yaml
 from dsv3lab import train
 from dsv3lab.config import ConfigError, plain
 from dsv3lab.train import __main__ as command
-from dsv3lab.train import checkpoint, loop, reports
+from dsv3lab.train import checkpoint, guard, loop, micro_batch, programs, reports
 from tests import builders
 
 pytestmark = pytest.mark.limit(120)  # the first test compiles the step; the others find it compiled
@@ -31,7 +31,8 @@ PER_STEP = {
     *("train/maxvio", "train/maxvio_worst_layer", "train/dead_experts", "train/tokens"),
     *(f"train/load_{name}/moe_{layer}" for name in ("lowest", "highest") for layer in range(3)),
     *("perf/tokens_per_s", "perf/step_time_p50_s", "perf/step_time_p95_s", "perf/data_wait_fraction"),
-    *("perf/matmul_peak_flops", "perf/peak_fraction"),
+    *("perf/matmul_peak_flops", "perf/peak_fraction", "memory/process_live_bytes", "memory/process_peak_bytes"),
+    *("perf/gc_pauses", "perf/gc_pause_s", "perf/compilations", "perf/compilation_s", "perf/recompilations"),
 }
 COMPUTED = ("train/loss", "train/grad_norm", "train/maxvio", "train/lr", "validation/loss")
 AT_INTERVAL = {"validation/loss", "validation/perplexity", "validation/loss/prose", "validation/loss/code"}
@@ -90,7 +91,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[train.FitResult, Re
 def test_it_reports_every_metric(whole: tuple[train.FitResult, Recorder, Path]) -> None:
     result, recorder, _ = whole
     assert result.finished and result.steps == STEPS and result.resumed_from == 0
-    assert set(recorder.points[0][1]) == {"train/compile_s", "perf/matmul_peak_flops", loop.NONFINITE}
+    first = {"train/compile_s", "train/micro_batch", "perf/matmul_peak_flops", guard.NONFINITE, guard.SPIKES}
+    assert set(recorder.points[0][1]) == first and recorder.of("train/micro_batch") == {0: 2}
+    assert result.last["perf/recompilations"] == 0 and result.last[guard.SPIKES] == 0
     for name in PER_STEP:
         assert set(recorder.of(name)) - {0} == set(range(1, STEPS + 1)), name
     for name in AT_INTERVAL:
@@ -188,23 +191,107 @@ def test_every_step_counts_whose_loss_or_gradient_is_not_finite_also_before_a_ki
     five = replace(rarely, train=replace(rarely.train, log_interval=5))
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path, first, config=five)
-    assert first.of(loop.NONFINITE) == {0: 0, 2: 1, 4: 2, 5: 3}
+    assert first.of(guard.NONFINITE) == {0: 0, 2: 1, 4: 2, 5: 3}
     second = Recorder([])
     result = fit(tmp_path, second, config=rarely)
-    assert result.resumed_from == 4 and result.last[loop.NONFINITE] == 3
-    assert second.of(loop.NONFINITE) == {0: 0, 2: 1, 4: 2, 6: 3}
+    assert result.resumed_from == 4 and result.last[guard.NONFINITE] == 3
+    assert second.of(guard.NONFINITE) == {0: 0, 2: 1, 4: 2, 6: 3}
+
+
+def test_a_nan_batch_is_passed_over_and_no_weight_changes_a_bit(tmp_path: Path) -> None:
+    lines: list[str] = []
+    before = fit(tmp_path, stop_after=3, nan_at=(4,))
+    after = fit(tmp_path, stop_after=4, nan_at=(4,), progress=lines.append)
+    assert train.differing_elements(before.state, after.state) == 1  # the step, which is the position in the data
+    assert int(after.state.step) == 4 and after.last[guard.NONFINITE] == 1 and np.isnan(after.last["train/loss"])
+    assert any(line.startswith("step 4: the objective is nan") and "debug=true" in line for line in lines)
+    with pytest.raises(ConfigError, match="nan_at: checkpoint .4., now None"):
+        fit(tmp_path)
+    last = fit(tmp_path, nan_at=(4,))
+    assert last.finished and last.last[guard.NONFINITE] == 1 and np.isfinite(last.last["validation/loss"])
+    assert train.differing_elements(last.state.model, after.state.model) > 0
+
+
+def test_too_many_skipped_steps_in_a_row_end_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    spoil(monkeypatch, {step: ("grad_norm", np.inf) for step in (1, 3, 4, 5)})
+    with pytest.raises(
+        train.Diverged, match="step 5: 3 steps in a row .* train.stability.skipped_in_a_row .*debug=true"
+    ):
+        fit(tmp_path)
+    assert checkpoint.steps(tmp_path) == [2, 4]
+
+
+def test_a_spike_of_the_loss_is_counted_also_after_a_restart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    spoil(monkeypatch, {3: ("loss", 99.0), 5: ("loss", 99.0)})
+    first, second = Recorder([]), Recorder([])
+    fit(tmp_path, first, stop_after=4)
+    fit(tmp_path, second)
+    assert first.of(guard.SPIKES) == {0: 0, 1: 0, 2: 0, 3: 1, 4: 1}
+    assert second.of(guard.SPIKES) == {0: 0, 1: 0, 2: 0, 3: 1, 4: 1, 5: 2, 6: 2}
+
+
+def test_the_micro_batch_is_found_once_and_kept_by_who_goes_on(
+    whole: tuple[train.FitResult, Recorder, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def need(size: int) -> int:
+        options = {"length": builders.SEQUENCE_LENGTH, "execution": train.execution_of(CONFIG)}
+        found = micro_batch.step_bytes(
+            lambda: programs.step(MODEL, replace(CONFIG.train, micro_batch=size), nan_at=(), debugging=False, **options)
+        )
+        assert found is not None
+        return found
+
+    assert need(2) < need(4)
+    monkeypatch.setattr(micro_batch, "free_bytes", lambda: int(need(2) / micro_batch.SHARE) + 1)
+    auto, lines = replace(CONFIG, train=replace(CONFIG.train, micro_batch="auto")), []
+    first = fit(tmp_path, config=auto, stop_after=3, progress=lines.append)
+    assert first.config == CONFIG and first.last["memory/step_bytes"] == need(2)
+    assert [line.split(":")[0] for line in lines[:3]] == [
+        *("micro-batch     4", "micro-batch     2", "train.micro_batch=auto")
+    ]
+    monkeypatch.setattr(micro_batch, "free_bytes", lambda: 2**60)  # now the whole batch would fit
+    second = fit(tmp_path, config=auto)
+    assert second.resumed_from == 3 and second.last["train/micro_batch"] == 2
+    assert_same(second.state, whole[0].state)
+
+
+def test_a_step_that_does_not_fit_says_what_to_lower(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def exhausted(*arguments: Any) -> Any:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.\nmore")
+
+    monkeypatch.setattr(loop, "_programs", lambda config, nan_at: (exhausted, exhausted))
+    with pytest.raises(
+        micro_batch.OutOfMemory, match=r"step 1: out of memory .*9 bytes.*lower train.micro_batch \(now 2;"
+    ):
+        fit(tmp_path)
+
+
+def test_debugging_names_where_it_broke_and_writes_no_checkpoint(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fit(tmp_path, stop_after=2)
+    spoil(monkeypatch, {4: ("total", np.nan)})
+    monkeypatch.setattr(loop.debug, "without_jit", jax.jit)  # the real thing takes seconds for a step
+    monkeypatch.setattr(loop.debug, "first_nonfinite", lambda *a, **o: "layers[1] moe output")
+    recorder = Recorder([])
+    with pytest.raises(
+        train.Diverged, match=r"step 4: the first non-finite value is in layers\[1\] moe output; the loss"
+    ) as e:
+        fit(tmp_path, recorder, config=replace(CONFIG, debug=True))
+    assert str(e.value).endswith(f"the loss before it was {recorder.of('train/loss')[3]:.4f}")
+    assert checkpoint.steps(tmp_path) == [2]
+    assert "Compiling jit(step)" in (tmp_path / "compile.log").read_text()
 
 
 @pytest.mark.parametrize(("name", "side"), [("total", "the forward pass"), ("grad_norm", "the backward pass")])
-def test_the_first_step_that_is_not_finite_is_reported_and_said(
+def test_a_step_that_is_not_finite_is_said_with_the_pass_it_began_in(
     name: str, side: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    spoil(monkeypatch, {3: (name, np.nan), 5: (name, np.nan)})
+    spoil(monkeypatch, {3: (name, np.nan)})
     rarely = replace(CONFIG, train=replace(CONFIG.train, log_interval=100, eval_interval=100))
     recorder, said = Recorder([]), []
     fit(tmp_path, recorder, config=rarely, progress=said.append)
-    assert set(recorder.of("train/loss")) == {3, STEPS}  # the first one and the last step, not the fifth
-    assert [step for step, value in recorder.of(f"train/{name}").items() if np.isnan(value)] == [3]
+    assert recorder.of("train/nonfinite_steps")[STEPS] == 1
     (line,) = [line for line in said if "not finite" in line]
     assert line.startswith(f"step 3: not finite: {name}; it began in {side}")
 
@@ -212,7 +299,7 @@ def test_the_first_step_that_is_not_finite_is_reported_and_said(
 def test_a_checkpoint_without_its_reports_does_not_count_as_clean(tmp_path: Path) -> None:
     fit(tmp_path, stop_after=3)
     (tmp_path / reports.NAME).unlink()
-    assert np.isnan(fit(tmp_path).last[loop.NONFINITE])
+    assert np.isnan(fit(tmp_path).last[guard.NONFINITE])
 
 
 def test_without_a_checkpoint_the_reports_begin_again(tmp_path: Path) -> None:
@@ -269,7 +356,7 @@ def test_a_signal_before_the_first_step_ends_without_a_step(
         fit(tmp_path, dataset=Untouched())
     assert compiled == ([] if moment == "restoring" else ["compiling"]) and checkpoint.steps(tmp_path) == [0]
     monkeypatch.undo()
-    assert fit(tmp_path, stop_after=1).last[loop.NONFINITE] == 0
+    assert fit(tmp_path, stop_after=1).last[guard.NONFINITE] == 0
 
 
 def test_in_a_notebook_an_interrupt_stays_an_interrupt(tmp_path: Path) -> None:

@@ -67,15 +67,15 @@ def test_gamma_zero_leaves_the_bias_bitwise_through_the_optimizer() -> None:
 def test_micro_batches_and_remat_equal_one_batch() -> None:
     """k micro-batches, recomputed in the backward pass, give the gradient, the losses and the loads of one batch."""
     model_config = builders.model_config(num_hidden_layers=2, first_k_dense_replace=0)
-    whole = builders.train_config(micro_batches=1)
+    whole = builders.train_config(micro_batch=None)
     model = random_like(step.TrainState.abstract(model_config, whole, sequence_length=LENGTH)).model
     windows = jnp.asarray(builders.FakeDataset().batch_at(0, batch_size=4))
 
-    def run(micro_batches: int, execution):  # noqa: ANN001, ANN202
-        config = replace(whole, micro_batches=micro_batches)
+    def run(micro_batch: int | None, execution):  # noqa: ANN001, ANN202
+        config = replace(whole, micro_batch=micro_batch)
         return jax.jit(lambda m, w: step.gradients(m, w, config=config, execution=execution))(model, windows)
 
-    grads, parts = run(1, LOCAL)
+    grads, parts = run(None, LOCAL)
     accumulated, sums = run(2, replace(LOCAL, remat=jax.checkpoint))
     assert np.array_equal(parts.loads, sums.loads)
     top = model_config.num_experts_per_tok
@@ -89,20 +89,8 @@ def test_micro_batches_and_remat_equal_one_batch() -> None:
     assert np.array_equal(*bias)
 
 
-def test_a_device_with_fewer_windows_than_micro_batches_takes_them_one_at_a_time() -> None:
-    """The share of one of many devices: its trace is that of as many micro-batches as it has windows."""
-    model = abstract(builders.model_config(num_hidden_layers=1, first_k_dense_replace=0))
-    share = jax.ShapeDtypeStruct((2, LENGTH + 1), jnp.int32)
-
-    def trace(micro_batches: int) -> str:
-        config = builders.train_config(micro_batches=micro_batches)
-        return str(jax.make_jaxpr(lambda m, w: step.gradients(m, w, config=config))(model, share))
-
-    assert trace(4) == trace(2) != trace(1)
-
-
 def test_a_batch_that_does_not_split_is_refused_by_name() -> None:
-    config = builders.train_config(micro_batches=2)
+    config = builders.train_config(micro_batch=2)
     model = abstract(builders.model_config())
-    with pytest.raises(ValueError, match="train.micro_batches: 3 sequences on this device do not split into 2"):
+    with pytest.raises(ValueError, match="micro_batch: 3 sequences on one device do not split into parts of 2"):
         jax.eval_shape(lambda m, w: step.gradients(m, w, config=config), model, jnp.zeros((3, LENGTH + 1), jnp.int32))

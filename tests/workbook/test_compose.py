@@ -93,6 +93,7 @@ def test_what_departs_from_the_committed_gates_is_named_key_by_key() -> None:
             "study.checked_tokens=1",
             "parallel.data=1",
             "train.checkpoint.interval=99999",
+            "debug=true",
         ],
         phase=1,
     )
@@ -102,6 +103,7 @@ def test_what_departs_from_the_committed_gates_is_named_key_by_key() -> None:
         *(
             f"{key} is {new} on the command line, {old} with profile=default alone"
             for key, new, old in (
+                ("debug", True, False),
                 ("eval.every", 50, config.eval.every),
                 ("study.checked_tokens", 1, config.study.checked_tokens),
                 ("parallel.data", 1, config.parallel.data),
@@ -175,8 +177,8 @@ def test_presets_fit_every_size(size: str) -> None:
     sized = (f"train={size}", "model.max_position_embeddings=4096")
     low, _ = samples.configuration(2, *sized, "preset=low_memory")
     fast, _ = samples.configuration(2, *sized, "preset=max_speed")
-    assert (low.train.micro_batches, low.train.remat) == (low.train.batch_size, "full")
-    assert (fast.train.micro_batches, fast.train.remat) == (1, "none")
+    assert (low.train.micro_batch, low.train.remat) == (1, "full")
+    assert (fast.train.micro_batch, fast.train.remat) == (None, "none")
     assert low.train.loss.vocab_chunk < fast.train.loss.vocab_chunk
     assert compose.overridden(low) == [
         line for line in compose.overridden(samples.configuration(2, *sized)[0]) if "vocab" not in line

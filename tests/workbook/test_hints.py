@@ -29,7 +29,7 @@ KEY = re.compile(rf"(?<![\w./])((?:{SECTIONS})(?:\.\w+)+)(=[\w.+-]+)?")
             [],
             "memory ran out: raise",
         ),
-        ("MemoryError: Unable to allocate 8.00 TiB", [], "train.micro_batches"),
+        ("MemoryError: Unable to allocate 8.00 TiB", [], "train.micro_batch"),
         ("DeadKernelError: Kernel died", ["epoch 1"], "dmesg"),
         ("DeadKernelError: Kernel died", ["Termination timeout for all reduce RendezvousKey{..}"], "simulate_devices"),
         ("the executor ended by signal 9 without a result", [], "dmesg"),
@@ -117,7 +117,7 @@ def test_the_terminal_and_the_record_show_it(runs: Path, conf: Path, child: type
     (line,) = [line for line in shown.splitlines() if line.startswith("✗ phase1/a")]
     assert line.endswith("failed: RuntimeError: RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes")
     (advice,) = [line for line in shown.splitlines() if hints.MARK.strip() in line]
-    assert "train.micro_batches" in advice
+    assert "train.micro_batch" in advice
     folder = lab.the_run(runs)
     stage = record.read(folder).stages[0]
     assert hints.split(stage.error)[1] in advice

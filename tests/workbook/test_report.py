@@ -214,7 +214,7 @@ def test_it_links_the_run_in_mlflow(written: Path) -> None:
 def test_a_stage_that_ran_out_of_memory_says_what_to_lower(written: Path) -> None:
     error = hints.with_advice("XlaRuntimeError: RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes" + "\nx" * 9999)
     text = again(written.parent, name="train", status="failed", error=error)
-    assert "<strong>What to do:</strong> memory ran out: raise train.micro_batches" in text
+    assert "<strong>What to do:</strong> memory ran out: lower train.micro_batch" in text
     assert text.count("\nx") < report.ERROR_SIGNS
 
 
