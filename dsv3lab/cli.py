@@ -54,8 +54,8 @@ VERBS = {
         target="dsv3lab.workbook.verify:main",
     ),
     "sync": Verb(
-        summary="pass runs that the tracking store has missed on to MLflow",
-        example="dsv3lab sync",
+        summary="pass runs that a tracker has missed on to it: MLflow, TensorBoard, Weights & Biases (offline)",
+        example="dsv3lab sync --to tensorboard",
         target="dsv3lab.workbook.sync:main",
     ),
     "ui": Verb(

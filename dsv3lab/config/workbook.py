@@ -125,3 +125,5 @@ class TrackingConfig:
     enabled: bool
     experiment: str
     flush_s: float = within(0.1, unit="s", doc="how often the pipeline passes new metrics on")
+    also: tuple[Literal["tensorboard", "wandb"], ...]
+    """Trackers besides MLflow; each needs the extra of the package that has its name."""

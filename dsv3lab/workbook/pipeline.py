@@ -133,7 +133,8 @@ class _Execution:
     problems: list[str] = field(default_factory=list)
     """What went wrong outside the stages."""
     tracker: Any = None
-    warned: bool = False
+    warned: str = ""
+    """What was said of trackers that failed."""
 
     def __post_init__(self) -> None:
         self.config = self.prepared.config
@@ -228,7 +229,7 @@ class _Execution:
     def _track(self, name: str = "") -> None:
         """Start the tracking thread with the first stage: importing MLflow takes two seconds that nobody waits for."""
         if self.tracker is None and self.config.tracking.enabled:
-            from dsv3lab.workbook.tracking import Tracker
+            from dsv3lab.workbook.trackers import Tracker
 
             self.tracker = Tracker(self.folder, config=self.config, runs=self.runs)
             self.tracker.start()
@@ -236,9 +237,9 @@ class _Execution:
             self.tracker.stage_started(name)
 
     def _warn(self, line: StageLine | None = None) -> None:
-        """Say once that the store is down."""
-        if self.tracker and self.tracker.problem and not self.warned:
-            self.warned = True
+        """Say once of each tracker that it is down."""
+        if self.tracker and self.tracker.problem != self.warned:
+            self.warned = self.tracker.problem
             text = f"tracking is down ({self.tracker.problem}); the run goes on, `{commands.verb('sync')}` reports it later"
             line.say(text) if line else print(f"  {text}")
 
