@@ -9,11 +9,11 @@ from pathlib import Path
 
 from dsv3lab.config import ConfigError, runs_dir
 from dsv3lab.config.run import read_yaml
+from dsv3lab.workbook import chain, trackers
 from dsv3lab.workbook import record as records
-from dsv3lab.workbook import trackers
 from dsv3lab.workbook.process import BusyError, locked
-from dsv3lab.workbook.store import to_ms
-from dsv3lab.workbook.trackers import sentence
+from dsv3lab.workbook.store import prepare, to_ms
+from dsv3lab.workbook.trackers import registry, sentence
 
 
 def main(argv: list[str]) -> int:
@@ -48,7 +48,22 @@ def main(argv: list[str]) -> int:
             except Exception as error:  # one folder or the store: say it, and go on with the next
                 failed += 1
                 print(f"{shown}: not reported: {sentence(error)}", flush=True)
+    try:
+        if (runs / chain.CHAIN).is_file() and (not names or trackers.MLFLOW in names):
+            new = register(runs)
+            print(f"registered models: {new} new" if new else "registered models: up to date", flush=True)
+    except Exception as error:
+        failed += 1
+        print(f"promoted checkpoints: not registered: {sentence(error)}", flush=True)
     return 3 if failed else 0
+
+
+def register(runs: Path) -> int:
+    """Register the promoted checkpoints; returns how many versions are new."""
+    newest = (runs / chain.read_chain(runs)[-1].record).parent
+    tracking = read_yaml(newest / "config.resolved.yaml").get("tracking", {})
+    client, experiment = prepare(runs, str(tracking.get("experiment")))
+    return registry.register(client, experiment, runs)
 
 
 def run_folders(runs: Path) -> list[Path]:

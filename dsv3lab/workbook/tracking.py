@@ -17,6 +17,7 @@ from dsv3lab.workbook.gates import GateResult
 from dsv3lab.workbook.inputs import read_git
 from dsv3lab.workbook.record import PhaseRecord, StageOutcome
 from dsv3lab.workbook.store import prepare
+from dsv3lab.workbook.trackers import registry
 from dsv3lab.workbook.trackers.folder import gate_numbers, lines_after, now, rows
 from dsv3lab.workbook.trackers.folder import started as stage_started
 
@@ -40,7 +41,7 @@ class Projection:
     """The MLflow runs of one run folder. Every method may be called again: it completes, and duplicates nothing."""
 
     def __init__(self, folder: Path, *, config: RunConfig, runs: Path) -> None:
-        self._folder, self._config = folder, config
+        self._folder, self._config, self._runs = folder, config, runs
         self._name = f"{config.phase.name}/{folder.name}"
         self._client, self._experiment = prepare(runs, config.tracking.experiment)
         self._git = read_git()
@@ -117,6 +118,8 @@ class Projection:
         finished = all(outcome.finished for outcome in record.stages)
         status = "FINISHED" if finished else ("KILLED" if "preempted" in statuses else "FAILED")
         self._client.set_terminated(run, status, ended)
+        if promoted:
+            registry.register(self._client, self._experiment, self._runs)
         self._state["complete"] = True
         self._save()
 
