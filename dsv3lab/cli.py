@@ -38,6 +38,11 @@ VERBS = {
         example="dsv3lab train profile=ci train.seed=1 --stop-after 20",
         target="dsv3lab.cli:train",
     ),
+    "sweep": Verb(
+        summary="run a phase with every combination of some values, and compare a metric",
+        example="dsv3lab sweep 2 train.schedule.peak_lr=1e-3,3e-3 train.seed=0,1 profile=ci --only train",
+        target="dsv3lab.workbook.sweep:main",
+    ),
     "config": Verb(
         summary="print the resolved configuration",
         example="dsv3lab config --phase 2 profile=long",

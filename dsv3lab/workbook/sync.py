@@ -13,7 +13,7 @@ from dsv3lab.workbook import chain, trackers
 from dsv3lab.workbook import record as records
 from dsv3lab.workbook.process import BusyError, locked
 from dsv3lab.workbook.store import prepare, to_ms
-from dsv3lab.workbook.trackers import registry, sentence
+from dsv3lab.workbook.trackers import registry, sentence, sweeps
 
 
 def main(argv: list[str]) -> int:
@@ -48,14 +48,29 @@ def main(argv: list[str]) -> int:
             except Exception as error:  # one folder or the store: say it, and go on with the next
                 failed += 1
                 print(f"{shown}: not reported: {sentence(error)}", flush=True)
+    if not names or trackers.MLFLOW in names:
+        failed += _above(runs)
+    return 3 if failed else 0
+
+
+def _above(runs: Path) -> int:
+    """What stands above single runs in MLflow: sweeps and registered models; returns how many could not be reported."""
+    failed = 0
+    for path in sorted(runs.glob(f"sweeps/*/{sweeps.NAME}")):
+        try:
+            sweeps.report(path.parent, runs)
+            print(f"sweeps/{path.parent.name}: reported", flush=True)
+        except Exception as error:
+            failed += 1
+            print(f"sweeps/{path.parent.name}: not reported: {sentence(error)}", flush=True)
     try:
-        if (runs / chain.CHAIN).is_file() and (not names or trackers.MLFLOW in names):
+        if (runs / chain.CHAIN).is_file():
             new = register(runs)
-            print(f"registered models: {new} new" if new else "registered models: up to date", flush=True)
+            print(f"registered models: {f'{new} new' if new else 'up to date'}", flush=True)
     except Exception as error:
         failed += 1
         print(f"promoted checkpoints: not registered: {sentence(error)}", flush=True)
-    return 3 if failed else 0
+    return failed
 
 
 def register(runs: Path) -> int:
@@ -68,7 +83,8 @@ def register(runs: Path) -> int:
 
 def run_folders(runs: Path) -> list[Path]:
     """All folders of phase executions, oldest first."""
-    found = [path.parent for path in runs.glob("phase[1-4]/*/config.resolved.yaml")]
+    places = ("phase[1-4]/*", "sweeps/*/phase[1-4]/*")
+    found = [path.parent for place in places for path in runs.glob(f"{place}/config.resolved.yaml")]
     return sorted(found, key=lambda folder: (folder.name, folder.parent.name))
 
 

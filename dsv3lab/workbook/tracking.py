@@ -11,21 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from dsv3lab.config import RunConfig, digest
-from dsv3lab.workbook import verdict
+from dsv3lab.workbook import grid, verdict
 from dsv3lab.workbook.files import write_atomic
 from dsv3lab.workbook.gates import GateResult
 from dsv3lab.workbook.inputs import read_git
 from dsv3lab.workbook.record import PhaseRecord, StageOutcome
 from dsv3lab.workbook.store import prepare
-from dsv3lab.workbook.trackers import registry
-from dsv3lab.workbook.trackers.folder import gate_numbers, lines_after, now, rows
+from dsv3lab.workbook.trackers import registry, sweeps
+from dsv3lab.workbook.trackers.folder import NOTE_LIMIT, gate_numbers, lines_after, modified, rows
 from dsv3lab.workbook.trackers.folder import started as stage_started
 
 STATE = "tracking.json"
 RUN_TAG = "dsv3lab.run"
 """`phase1/<run>` on the run of a phase, `phase1/<run>/<stage>` on that of a stage: what makes reporting idempotent."""
 BATCH = 1000  # MLflow's limit for one call
-NOTE_LIMIT = 7900  # MLflow cuts tags at 8000 characters without an error
 PARAMETERS = (
     *("train.seed", "train.tokens", "train.batch_size", "train.schedule.peak_lr", "data.sequence_length"),
     *("model.hidden_size", "model.num_hidden_layers", "model.n_routed_experts", "parallel.data", "precision.products"),
@@ -50,7 +49,9 @@ class Projection:
 
     def open_phase(self, *, started: int | None = None) -> str:
         """The phase's run, made if it is not there; returns its id."""
-        state = self._run(self._state, self._name, run_name=self._name, parent=None, started=started)
+        sweep = grid.sweep_of(self._folder)
+        parent = sweeps.parent(self._client, self._experiment, sweep) if sweep else None
+        state = self._run(self._state, self._name, run_name=self._name, parent=parent, started=started)
         self._save()
         return state["run"]
 
@@ -161,7 +162,7 @@ class Projection:
         found = self._find(name)
         if found is None or found != state.get("run"):
             state.clear()
-            state["stages" if parent is None else "bytes"] = {} if parent is None else 0
+            state["bytes" if state is not self._state else "stages"] = 0 if state is not self._state else {}
         if found is None:
             tags = self._tags(name) | ({} if parent is None else {"mlflow.parentRunId": parent})
             created = self._client.create_run(self._experiment, start_time=started, tags=tags, run_name=run_name)
@@ -206,7 +207,7 @@ class Projection:
         from mlflow.entities import Metric
 
         # One time for all, and the same one when it is reported again: MLflow drops points that it already has.
-        when = _mtime(self._folder / "config.resolved.yaml")
+        when = modified(self._folder / "config.resolved.yaml")
         return [Metric(key, float(value), when, 0) for key, value in values.items()]
 
     def _log(
@@ -274,10 +275,3 @@ def _note(table: str, error: str) -> str:
     if len(text) <= NOTE_LIMIT:
         return text
     return text[: text.rfind("\n", 0, NOTE_LIMIT - 60)] + "\n\nThe rest is in report.html among the artifacts."
-
-
-def _mtime(path: Path) -> int:
-    try:
-        return int(path.stat().st_mtime * 1000)
-    except OSError:
-        return now()

@@ -12,6 +12,8 @@ from dsv3lab.workbook.files import read_json, relative
 from dsv3lab.workbook.gates import GateResult
 from dsv3lab.workbook.store import to_ms
 
+NOTE_LIMIT = 7900  # MLflow cuts tags at 8000 characters without an error
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -94,6 +96,14 @@ def gate_numbers(results: Sequence[GateResult]) -> dict[str, float]:
 def now() -> int:
     """The time in milliseconds since 1970."""
     return int(time.time() * 1000)
+
+
+def modified(path: Path) -> int:
+    """When a file was last written, in milliseconds since 1970; now, if it is not there."""
+    try:
+        return int(path.stat().st_mtime * 1000)
+    except OSError:
+        return now()
 
 
 def started(folder: Path) -> int | None:
