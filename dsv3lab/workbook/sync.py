@@ -11,6 +11,7 @@ from dsv3lab.config import ConfigError, runs_dir
 from dsv3lab.config.run import read_yaml
 from dsv3lab.workbook import chain, trackers
 from dsv3lab.workbook import record as records
+from dsv3lab.workbook.files import read_json
 from dsv3lab.workbook.process import BusyError, locked
 from dsv3lab.workbook.store import prepare, to_ms
 from dsv3lab.workbook.trackers import registry, sentence, sweeps
@@ -58,7 +59,7 @@ def _above(runs: Path) -> int:
     failed = 0
     for path in sorted(runs.glob(f"sweeps/*/{sweeps.NAME}")):
         try:
-            sweeps.report(path.parent, runs)
+            sweeps.report(path.parent, runs, alive=_running(str(read_json(path)["phase"]), runs))
             print(f"sweeps/{path.parent.name}: reported", flush=True)
         except Exception as error:
             failed += 1
@@ -71,6 +72,15 @@ def _above(runs: Path) -> int:
         failed += 1
         print(f"promoted checkpoints: not registered: {sentence(error)}", flush=True)
     return failed
+
+
+def _running(phase: str, runs: Path) -> bool:
+    """Whether a pipeline or a sweep is at work in this phase."""
+    try:
+        with locked(runs / phase / ".lock", what=phase):
+            return False
+    except BusyError:
+        return True
 
 
 def register(runs: Path) -> int:

@@ -173,6 +173,11 @@ def test_mlflow_nests_the_combinations_under_the_sweep(
     capsys.readouterr()
     assert sync.main([]) == 0 and state() == first  # the files are the truth
     assert ": reported" in capsys.readouterr().out
+    (path,) = runs.glob("sweeps/*/sweep.json")
+    path.write_text(path.read_text().replace('"state": "finished"', '"state": "running"'))
+    for held, status in ((True, "RUNNING"), (False, "KILLED")):  # by kill -9, which leaves no word
+        with locked(runs / ("phase1" if held else "phase2") / ".lock", what="a phase"):
+            assert sync.main([]) == 0 and lab.found(store)[path.parent.name].info.status == status
 
 
 def test_what_cannot_run_is_refused_before_anything_starts(tmp_path: Path, runs: Path, here: list[list[str]]) -> None:
@@ -239,6 +244,7 @@ def test_a_phase_that_runs_is_not_disturbed(tmp_path: Path, runs: Path, here: li
 SLOW = 'stage.metric("perf/tokens_per_s", 100.0)\nstage.metric("quality/error", stage.config.train.seed / 1000)'
 
 
+@pytest.mark.limit(120)  # three starts of a kernel
 def test_processes_of_their_own_end_with_the_sweep_and_it_goes_on(tmp_path: Path, runs: Path) -> None:
     """Real notebooks: interrupted in the second combination, and continued by the same command."""
     marker = tmp_path / "slow"

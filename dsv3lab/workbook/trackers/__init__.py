@@ -7,7 +7,7 @@ stage runs (`Tracker`); `dsv3lab sync` runs the same code over an old folder.
 import importlib.util
 import queue
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -47,7 +47,7 @@ class Projection(Protocol):
         ...
 
 
-def require(names: Iterable[str]) -> None:
+def require(names: Sequence[str]) -> None:
     """Refuse trackers that are unknown or whose package is not installed, before anything runs.
 
     Raises:
@@ -56,6 +56,7 @@ def require(names: Iterable[str]) -> None:
     for name in names:
         if name not in NAMES:
             raise ConfigError(f"no tracker '{name}'{nearest(name, NAMES)}")
+    for name in names:
         if importlib.util.find_spec(name) is None:
             raise ConfigError(f"the tracker '{name}' is not installed: pip install -c constraints.txt -e '.[{name}]'")
 

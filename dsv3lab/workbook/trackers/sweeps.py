@@ -24,8 +24,14 @@ def parent(client: Any, experiment: str, sweep: Path) -> str:
     return client.create_run(experiment, start_time=now(), tags=tags, run_name=sweep.name).info.run_id
 
 
-def report(sweep: Path, runs: Path) -> None:
-    """Show a sweep as its `sweep.json` says it stands; called again, it completes and duplicates nothing."""
+def report(sweep: Path, runs: Path, *, alive: bool = True) -> None:
+    """Show a sweep as its `sweep.json` says it stands; called again, it completes and duplicates nothing.
+
+    Args:
+        sweep: the folder of the sweep.
+        runs: the folder of all outputs.
+        alive: whether one that says that it is running may be.
+    """
     from mlflow.entities import Metric, Param
 
     content = read_json(sweep / NAME)
@@ -49,11 +55,11 @@ def report(sweep: Path, runs: Path) -> None:
         client.set_tag(run, key, str(value))
     if values:
         best = max(values) if content["mode"] == "max" else min(values)
-        # One time for each number of combinations: reported again, it is the same point.
+        # With the time of the file: reported again, it is the same point.
         client.log_batch(run, metrics=[Metric(f"best/{metric}", best, modified(sweep / NAME), len(values))])
     for name in (NAME, "table.md"):
         client.log_artifact(run, str(sweep / name), "sweep")
-    status = STATUS[content["state"]]
+    status = STATUS[content["state"] if alive or content["state"] != "running" else "interrupted"]
     if status == "RUNNING":
         client.update_run(run, status=status)
     else:
