@@ -43,6 +43,11 @@ VERBS = {
         example="dsv3lab train profile=ci train.seed=1 --stop-after 20",
         target="dsv3lab.cli:train",
     ),
+    "sweep": Verb(
+        summary="run a phase with every combination of some values, and compare a metric",
+        example="dsv3lab sweep 2 train.schedule.peak_lr=1e-3,3e-3 train.seed=0,1 profile=ci --only train",
+        target="dsv3lab.workbook.sweep:main",
+    ),
     "config": Verb(
         summary="print the resolved configuration, or explain its keys (config help KEY)",
         example="dsv3lab config help train.schedule",
@@ -69,8 +74,8 @@ VERBS = {
         target="dsv3lab.workbook.accept:main",
     ),
     "sync": Verb(
-        summary="pass runs that the tracking store has missed on to MLflow",
-        example="dsv3lab sync",
+        summary="pass runs that a tracker has missed on to it: MLflow, TensorBoard, Weights & Biases (offline)",
+        example="dsv3lab sync --to tensorboard",
         target="dsv3lab.workbook.sync:main",
     ),
     "ui": Verb(

@@ -230,3 +230,5 @@ class TrackingConfig:
     experiment: str
     """Name of MLflow's experiment."""
     flush_s: float = within(0.1, unit="s", doc="how often the pipeline passes new metrics on")
+    also: tuple[Literal["tensorboard", "wandb"], ...]
+    """Trackers besides MLflow; each needs the extra of the package that has its name."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dsv3lab.config import ConfigError, RunConfig, nearest
-from dsv3lab.workbook import inputs
+from dsv3lab.workbook import inputs, trackers
 from dsv3lab.workbook import waivers as waiver_files
 from dsv3lab.workbook.compose import compose, overridden
 from dsv3lab.workbook.waivers import Waiver
@@ -75,6 +75,8 @@ def prepare(name: str, arguments: Arguments, *, conf: Path) -> Prepared:
         option = "resume=true" if arguments.resume else "force=true"
         raise ConfigError(f"{option} chooses the stages by itself: leave out --only and --from")
     config, resolved = compose(arguments.overrides, phase=int(name.removeprefix("phase")), conf=conf)
+    if config.tracking.enabled:
+        trackers.require(trackers.wanted(config))
     order = stage_order(config)
     chosen = list(order)
     asked = (arguments.only or arguments.start).removeprefix(f"{name}/")

@@ -95,6 +95,35 @@ def _from_file(word: str) -> list[str]:
     return value
 
 
+def parse_overrides(overrides: Sequence[str], *, sweeps: bool = False) -> list[Any]:
+    """Hydra's own reading of overrides.
+
+    Args:
+        sweeps: whether an override may name several values.
+
+    Raises:
+        ConfigError: one sentence that names the override that cannot be used.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parsed = []
+    for text in overrides:
+        try:
+            override = OverridesParser.create().parse_override(text)
+        except HydraException as error:
+            why = " ".join(str(error).split("\nSee ")[0].split())
+            raise ConfigError(
+                f"override '{text}' cannot be read ({why}); write key=value and quote special signs"
+            ) from None
+        if override.is_sweep_override() and not sweeps:
+            raise ConfigError(f"override '{text}' is a sweep; give one value, or quote it, or write a list as [1,2]")
+        if override.key_or_group.split(".")[0].split("/")[0] == "hydra":
+            raise ConfigError(f"override '{text}' has no effect here: runs are laid out by dsv3lab, not by Hydra")
+        parsed.append(override)
+    return parsed
+
+
 def _told(prefix: str, held: Any, given: Any, where: str) -> list[str]:
     return [f"{prefix}{k} is {new} on the command line, {old} {where}" for k, (old, new) in diff(held, given).items()]
 
@@ -105,7 +134,7 @@ def _resolve(overrides: list[str], *, phase: int | None, conf: Path) -> dict[str
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    parsed = _parse(overrides)
+    parsed = parse_overrides(overrides)
     if phase is not None:
         for override in parsed:
             if override.key_or_group in ("phase", "gates", "baselines"):
@@ -124,27 +153,6 @@ def _resolve(overrides: list[str], *, phase: int | None, conf: Path) -> dict[str
         raise ConfigError(_explain(error, parsed, overrides, conf)) from None
     finally:
         GlobalHydra.instance().hydra = before
-
-
-def _parse(overrides: list[str]) -> list[Any]:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    parsed = []
-    for text in overrides:
-        try:
-            override = OverridesParser.create().parse_override(text)
-        except HydraException as error:
-            why = " ".join(str(error).split("\nSee ")[0].split())
-            raise ConfigError(
-                f"override '{text}' cannot be read ({why}); write key=value and quote special signs"
-            ) from None
-        if override.is_sweep_override():
-            raise ConfigError(f"override '{text}' is a sweep; give one value, or quote it, or write a list as [1,2]")
-        if override.key_or_group.split(".")[0].split("/")[0] == "hydra":
-            raise ConfigError(f"override '{text}' has no effect here: runs are laid out by dsv3lab, not by Hydra")
-        parsed.append(override)
-    return parsed
 
 
 def _compose(overrides: list[str], conf: Path) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     folder, notebook = (Path(argument).resolve() for argument in arguments[:2])
     signals = _Signals()
     signal.signal(signal.SIGTERM, signals)
-    _die_with_parent(int(arguments[2]) if len(arguments) == 3 else os.getppid())
+    die_with_parent(int(arguments[2]) if len(arguments) == 3 else os.getppid())
     threading.Thread(target=_preload, name="preload", daemon=True).start()
     started = time.monotonic()
     try:
@@ -318,7 +318,7 @@ def tail(path: Path, count: int) -> list[str]:
         return []
 
 
-def _die_with_parent(parent: int) -> None:
+def die_with_parent(parent: int) -> None:
     """End this process and its kernel when the process `parent` is gone, even by SIGKILL.
 
     The pipeline names itself: it may have died while this process was still importing, which another has adopted then.

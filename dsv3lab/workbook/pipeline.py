@@ -106,7 +106,7 @@ def run_phase(prepared: Prepared, *, part_of_all: bool = False) -> Finished:
     try:
         with locked(runs / phase / ".lock", what=phase), counted_interrupts() as interrupts:
             ground = promotion.ground(prepared.config, runs)
-            execution = _Execution(prepared=prepared, runs=runs, ground=ground, interrupts=interrupts)
+            execution = Execution(prepared=prepared, runs=runs, ground=ground, interrupts=interrupts)
             finished = execution.run()
     except (BusyError, ConfigError) as error:
         return Finished(phase=phase, status=_usage(phase, str(error)), reasons=(str(error),))
@@ -122,28 +122,32 @@ def run_phase(prepared: Prepared, *, part_of_all: bool = False) -> Finished:
 
 
 @dataclass(kw_only=True)
-class _Execution:
+class Execution:
     """One execution of one phase: its folder, what has happened in it, and its end."""
 
     prepared: Prepared
     runs: Path
     ground: Ground
     interrupts: Interrupts
+    place: Path | None = None
+    """The run folder; without it a new one of the phase."""
     outcomes: dict[str, StageOutcome] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     """What went wrong outside the stages."""
     tracker: Any = None
-    warned: bool = False
+    warned: str = ""
+    """What was said of trackers that failed."""
 
     def __post_init__(self) -> None:
         self.config = self.prepared.config
         self.phase = self.config.phase.name
-        self.folder = self.runs / self.phase / new_name()
+        self.folder = self.place or self.runs / self.phase / new_name()
         self.durations = Durations(self.runs, self.config.profile.name)
         self.inputs = read_inputs(self.config.phase.number)
         self.selection = selection.select(self.prepared, ground=self.ground, runs=self.runs, now=self.inputs)
 
     def run(self) -> Finished:
+        """Execute the stages, judge, record, report and, if it may be, promote."""
         started, clock_started = utc_now(), time.monotonic()
         write_atomic(self.folder / "config.resolved.yaml", dump(self.prepared.resolved))
         print(f"{self.phase}: {self.config.phase.title} · profile {self.config.profile.name} · {shown(self.folder)}")
@@ -236,7 +240,7 @@ class _Execution:
     def _track(self, name: str = "") -> None:
         """Start the tracking thread with the first stage: importing MLflow takes two seconds that nobody waits for."""
         if self.tracker is None and self.config.tracking.enabled:
-            from dsv3lab.workbook.tracking import Tracker
+            from dsv3lab.workbook.trackers import Tracker
 
             self.tracker = Tracker(self.folder, config=self.config, runs=self.runs)
             self.tracker.start()
@@ -244,9 +248,9 @@ class _Execution:
             self.tracker.stage_started(name)
 
     def _warn(self, line: StageLine | None = None) -> None:
-        """Say once that the store is down."""
-        if self.tracker and self.tracker.problem and not self.warned:
-            self.warned = True
+        """Say once of each tracker that it is down."""
+        if self.tracker and self.tracker.problem != self.warned:
+            self.warned = self.tracker.problem
             text = f"tracking is down ({self.tracker.problem}); the run goes on, `{commands.verb('sync')}` reports it later"
             line.say(text) if line else print(f"  {text}")
 

@@ -50,7 +50,7 @@ class Durations:
 
 
 class StageLine:
-    """The line of one running stage."""
+    """The line of one running stage; its words are the last line of the newest file that `words` matches below `folder`."""
 
     def __init__(
         self,
@@ -58,12 +58,14 @@ class StageLine:
         folder: Path,
         *,
         expected_s: float,
+        words: str = "progress.txt",
         out: TextIO | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._out = out or sys.stdout
         self._live = self._out.isatty()
         self._stage, self._folder, self._expected, self._now = stage, folder, expected_s, now
+        self._words = words
         self._started = now()
         self._shown, self._text = self._started, ""
         if self._live:
@@ -110,8 +112,9 @@ class StageLine:
 
     def _own_words(self) -> str:
         try:
-            lines = (self._folder / "progress.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        except OSError:
+            newest = max(self._folder.glob(self._words), key=lambda path: path.stat().st_mtime_ns)
+            lines = newest.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        except (OSError, ValueError):  # ValueError: nobody has said anything yet
             return ""
         return lines[-1] if lines else ""
 

@@ -34,7 +34,7 @@ def prepare(runs: Path, experiment: str) -> tuple[Any, str]:
     """
     MlflowClient = import_mlflow()
     database = runs / "mlflow.db"
-    with _one_at_a_time(runs / ".mlflow.lock"):
+    with one_at_a_time(runs / ".mlflow.lock"):
         connection = sqlite3.connect(database, timeout=20.0)
         try:
             connection.execute("PRAGMA journal_mode=WAL")
@@ -91,7 +91,8 @@ def import_mlflow() -> Any:
 
 
 @contextmanager
-def _one_at_a_time(path: Path) -> Iterator[None]:
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`; whoever else wants it waits."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -6,28 +6,25 @@ an old folder. Runs are found by their tag, so nothing is ever reported twice.
 """
 
 import json
-import math
-import os
-import queue
-import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dsv3lab.config import RunConfig, digest
-from dsv3lab.workbook import gates, verdict
+from dsv3lab.workbook import grid, verdict
 from dsv3lab.workbook.files import write_atomic
 from dsv3lab.workbook.gates import GateResult
 from dsv3lab.workbook.inputs import read_git
 from dsv3lab.workbook.record import PhaseRecord, StageOutcome
-from dsv3lab.workbook.store import prepare, to_ms
+from dsv3lab.workbook.store import prepare
+from dsv3lab.workbook.trackers import registry, sweeps
+from dsv3lab.workbook.trackers.folder import NOTE_LIMIT, gate_numbers, lines_after, modified, rows
+from dsv3lab.workbook.trackers.folder import started as stage_started
 
 STATE = "tracking.json"
 RUN_TAG = "dsv3lab.run"
 """`phase1/<run>` on the run of a phase, `phase1/<run>/<stage>` on that of a stage: what makes reporting idempotent."""
 BATCH = 1000  # MLflow's limit for one call
-NOTE_LIMIT = 7900  # MLflow cuts tags at 8000 characters without an error
 PARAMETERS = (
     *("train.seed", "train.tokens", "train.batch_size", "train.schedule.peak_lr", "data.sequence_length"),
     *("model.hidden_size", "model.num_hidden_layers", "model.n_routed_experts", "parallel.data", "precision.products"),
@@ -43,7 +40,7 @@ class Projection:
     """The MLflow runs of one run folder. Every method may be called again: it completes, and duplicates nothing."""
 
     def __init__(self, folder: Path, *, config: RunConfig, runs: Path) -> None:
-        self._folder, self._config = folder, config
+        self._folder, self._config, self._runs = folder, config, runs
         self._name = f"{config.phase.name}/{folder.name}"
         self._client, self._experiment = prepare(runs, config.tracking.experiment)
         self._git = read_git()
@@ -52,7 +49,9 @@ class Projection:
 
     def open_phase(self, *, started: int | None = None) -> str:
         """The phase's run, made if it is not there; returns its id."""
-        state = self._run(self._state, self._name, run_name=self._name, parent=None, started=started)
+        sweep = grid.sweep_of(self._folder)
+        parent = sweeps.parent(self._client, self._experiment, sweep) if sweep else None
+        state = self._run(self._state, self._name, run_name=self._name, parent=parent, started=started)
         self._save()
         return state["run"]
 
@@ -68,27 +67,19 @@ class Projection:
     def push(self, stage: str) -> int:
         """Pass on the complete lines of the stage's `metrics.jsonl` that are new; returns how many points."""
         mine = self._state["stages"][stage]
-        path = self._folder / stage / "metrics.jsonl"
-        size = path.stat().st_size if path.is_file() else 0
-        if size < mine.get("bytes", 0):  # the stage was opened again and started from nothing
-            mine["bytes"] = 0
-        with open(path, "rb") if size else open(os.devnull, "rb") as file:
-            file.seek(mine.get("bytes", 0))
-            data = file.read()
-        data = data[: data.rfind(b"\n") + 1]
-        if not data:
-            return 0
+        data, end = lines_after(self._folder / stage / "metrics.jsonl", mine.get("bytes", 0))
         points = list(_points(data))
         self._log(mine["run"], metrics=points)
-        mine["bytes"] = mine.get("bytes", 0) + len(data)
-        self._save()
+        if mine.get("bytes") != end:
+            mine["bytes"] = end
+            self._save()
         return len(points)
 
     def close_stage(self, outcome: StageOutcome, *, ended: int | None = None) -> None:
         """The stage's last metrics, its gates, its files and its status."""
         run = self.open_stage(outcome.name)
         self.push(outcome.name)
-        numbers = _gate_metrics(outcome.results)
+        numbers = gate_numbers(outcome.results)
         if not outcome.finished:
             numbers["stage/wall_s"] = outcome.seconds
         tags = _gate_tags(outcome.results) | {
@@ -111,7 +102,7 @@ class Projection:
         for outcome in record.stages:
             known = outcome.name in self._state["stages"]
             if outcome.name not in self._closed and (known or outcome.status != "not_run"):
-                began = None if outcome.status == "reused" else _stage_started(self._folder / outcome.name)
+                began = None if outcome.status == "reused" else stage_started(self._folder / outcome.name)
                 self.open_stage(outcome.name, started=began or ended)
                 self.close_stage(outcome, ended=began + int(outcome.seconds * 1000) if began else ended)
         results = record.results
@@ -123,12 +114,14 @@ class Projection:
             "device": f"{record.scope.count} x {record.scope.kind}",
             "mlflow.note.content": _note(verdict.markdown(results), ""),
         }
-        numbers = _gate_metrics(results) | {"stage/wall_s": sum(outcome.seconds for outcome in record.stages)}
+        numbers = gate_numbers(results) | {"stage/wall_s": sum(outcome.seconds for outcome in record.stages)}
         self._log(run, metrics=self._numbers(numbers), tags=tags)
         self._artifacts(run, self._folder, PHASE_FILES)
         finished = all(outcome.finished for outcome in record.stages)
         status = "FINISHED" if finished else ("KILLED" if "preempted" in statuses else "FAILED")
         self._client.set_terminated(run, status, ended)
+        if promoted:
+            registry.register(self._client, self._experiment, self._runs)
         self._state["complete"] = True
         self._save()
 
@@ -170,7 +163,7 @@ class Projection:
         found = self._find(name)
         if found is None or found != state.get("run"):
             state.clear()
-            state["stages" if parent is None else "bytes"] = {} if parent is None else 0
+            state["bytes" if state is not self._state else "stages"] = 0 if state is not self._state else {}
         if found is None:
             tags = self._tags(name) | ({} if parent is None else {"mlflow.parentRunId": parent})
             created = self._client.create_run(self._experiment, start_time=started, tags=tags, run_name=run_name)
@@ -215,7 +208,7 @@ class Projection:
         from mlflow.entities import Metric
 
         # One time for all, and the same one when it is reported again: MLflow drops points that it already has.
-        when = _mtime(self._folder / "config.resolved.yaml")
+        when = modified(self._folder / "config.resolved.yaml")
         return [Metric(key, float(value), when, 0) for key, value in values.items()]
 
     def _log(
@@ -262,100 +255,13 @@ class Projection:
         write_atomic(self._folder / STATE, json.dumps(state, indent=1, sort_keys=True) + "\n")
 
 
-class Tracker(threading.Thread):
-    """Feeds a `Projection` while the phase runs, in a thread that no failure of the store can stop the run from.
-
-    MLflow is imported here, after the pipeline has said what it does. When something fails, `problem` says it in one
-    sentence and nothing more is reported; `dsv3lab sync` does it later.
-    """
-
-    def __init__(self, folder: Path, *, config: RunConfig, runs: Path) -> None:
-        super().__init__(name="tracking", daemon=True)
-        self._folder, self._config, self._runs = folder, config, runs
-        self._began = _now()
-        self._orders: queue.Queue[tuple[str, Any]] = queue.Queue()
-        self._active: str | None = None
-        self.problem = ""
-
-    def stage_started(self, stage: str) -> None:
-        """From now on the stage's metrics are passed on."""
-        self._orders.put(("start", (stage, _now())))
-
-    def stage_ended(self, outcome: StageOutcome) -> None:
-        """Report how a stage ended."""
-        self._orders.put(("end", (outcome, _now())))
-
-    def close(self, record: PhaseRecord | None, *, promoted: bool, seconds: float) -> str:
-        """Report the phase and wait for it; returns the problem, if there was one."""
-        self._orders.put(("close", (record, promoted, _now())))
-        self.join(seconds)
-        if self.is_alive() and not self.problem:
-            self.problem = f"the store did not answer within {seconds:.0f} s"
-        return self.problem
-
-    def run(self) -> None:
-        """The thread: orders as they come, new metrics every `tracking.flush_s` seconds."""
-        try:
-            self._work()
-        except Exception as error:  # whatever the store, its driver or the disk raises: the run goes on
-            self.problem = sentence(error)
-
-    def _work(self) -> None:
-        projection = Projection(self._folder, config=self._config, runs=self._runs)
-        projection.close_others()
-        projection.open_phase(started=self._began)
-        while True:
-            try:
-                what, value = self._orders.get(timeout=self._config.tracking.flush_s)
-            except queue.Empty:
-                if self._active:
-                    projection.push(self._active)
-                continue
-            if what == "start":
-                stage, started = value
-                projection.open_stage(stage, started=started)
-                self._active = stage
-            elif what == "end":
-                outcome, ended = value
-                projection.close_stage(outcome, ended=ended)
-                self._active = None
-            else:
-                record, promoted, ended = value
-                if record is None:
-                    projection.kill()
-                else:
-                    projection.close_phase(record, promoted=promoted, ended=ended)
-                return
-
-
 def _points(data: bytes) -> Iterator[Any]:
-    """MLflow's metrics from complete lines of `metrics.jsonl`; what is no number is left to the gates to refuse."""
+    """MLflow's metrics from complete lines of `metrics.jsonl`."""
     from mlflow.entities import Metric
 
-    for line in data.decode("utf-8", "replace").splitlines():
-        try:
-            points = gates.parse_line(line)
-        except (ValueError, RecursionError):
-            continue
-        for point in points:
-            if isinstance(point.value, (int, float)) and not isinstance(point.value, bool):
-                when = to_ms(point.time) or _now()
-                yield Metric(point.name, _float(point.value), when, point.step or 0)
-
-
-def _float(value: float) -> float:
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf if value > 0 else -math.inf
-
-
-def _gate_metrics(results: Sequence[GateResult]) -> dict[str, float]:
-    numbers: dict[str, float] = {"gates/passed": sum(r.status == "pass" for r in results), "gates/total": len(results)}
-    for result in results:
-        values = {"observed": result.observed, "threshold": result.threshold, "margin": result.margin}
-        numbers |= {f"gate/{result.gate_id}/{key}": value for key, value in values.items() if value is not None}
-    return numbers
+    for row in rows(data):
+        for name, value in row.values.items():
+            yield Metric(name, value, row.time, row.step or 0)
 
 
 def _gate_tags(results: Sequence[GateResult]) -> dict[str, str]:
@@ -371,28 +277,3 @@ def _note(table: str, error: str) -> str:
     if len(text) <= NOTE_LIMIT:
         return text
     return text[: text.rfind("\n", 0, NOTE_LIMIT - 60)] + "\n\nThe rest is in report.html among the artifacts."
-
-
-def _stage_started(folder: Path) -> int | None:
-    try:
-        return to_ms(str(json.loads((folder / "stage.json").read_text(encoding="utf-8"))["started"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _now() -> int:
-    """The time as MLflow counts it: milliseconds since 1970."""
-    return int(time.time() * 1000)
-
-
-def _mtime(path: Path) -> int:
-    try:
-        return int(path.stat().st_mtime * 1000)
-    except OSError:
-        return _now()
-
-
-def sentence(error: Exception) -> str:
-    """An exception of the store in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300] if lines else 'no message'}"

@@ -72,6 +72,7 @@ def check_integrity(runs: Path) -> Verification:
     promoted = {line.record: line for line in chain}
     folders = {path.parent for path in runs.glob(f"phase*/*/{record.NAME}")}
     folders |= {path.parent for path in runs.glob(f"phase*/*/{chains.NAME}")}
+    folders |= {path.parent for path in runs.glob(f"sweeps/*/phase*/*/{record.NAME}")}
     inputs: dict[Path, str] = {}
     for folder in sorted(folders | {(runs / line.record).parent for line in chain}):
         _check_folder(folder, promoted.get(f"{folder.relative_to(runs).as_posix()}/{record.NAME}"), runs, found, inputs)

@@ -82,6 +82,7 @@ def write_conf(
     needs: Mapping[str, Sequence[str]] | None = None,
     limit_s: float = 120.0,
     tracking: bool = False,
+    also: Sequence[str] = (),
 ) -> Path:
     """A conf folder like the project's, whose phase `number` has the stages `notebooks` (name -> path)."""
     conf = root / "conf"
@@ -118,7 +119,8 @@ def write_conf(
     }
     _write(conf / "phase" / f"phase{number}.yaml", phase)
     _write(conf / "gates" / f"phase{number}.yaml", dict(gates))
-    _write(conf / "tracking" / "mlflow.yaml", {"enabled": tracking, "experiment": "dsv3lab", "flush_s": 0.2})
+    tracked = {"enabled": tracking, "experiment": "dsv3lab", "flush_s": 0.2, "also": list(also)}
+    _write(conf / "tracking" / "mlflow.yaml", tracked)
     return conf
 
 

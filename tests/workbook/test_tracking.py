@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dsv3lab.config import ROOT
-from dsv3lab.workbook import pipeline, record, sync, tracking
+from dsv3lab.workbook import pipeline, record, sync, trackers, tracking
 from dsv3lab.workbook import store as store_room
 from dsv3lab.workbook.compose import compose, dump, load
 from dsv3lab.workbook.files import write_atomic
@@ -84,7 +84,7 @@ def test_metrics_arrive_while_the_stage_runs(tmp_path: Path, runs: Path, store: 
     conf = two_stages(tmp_path, tracking=True)
     config, resolved = compose([], phase=1, conf=conf)
     write_atomic(folder / "config.resolved.yaml", dump(resolved))
-    tracker = tracking.Tracker(folder, config=config, runs=runs)
+    tracker = trackers.Tracker(folder, config=config, runs=runs)
     tracker.start()
     tracker.stage_started("a")
     (folder / "a").mkdir()
@@ -138,8 +138,8 @@ def test_a_store_that_never_answers_does_not_hold_the_run(
 ) -> None:
     release = threading.Event()
     monkeypatch.setattr(tracking, "prepare", lambda *_: release.wait(50))
-    close = tracking.Tracker.close
-    monkeypatch.setattr(tracking.Tracker, "close", lambda *args, **kw: close(*args, **{**kw, "seconds": 0.2}))
+    close = trackers.Tracker.close
+    monkeypatch.setattr(trackers.Tracker, "close", lambda *args, **kw: close(*args, **{**kw, "seconds": 0.2}))
     assert pipeline.main(["phase1"], conf=two_stages(tmp_path, tracking=True)) == 0
     assert "did not answer" in capsys.readouterr().out
     release.set()
