@@ -66,7 +66,9 @@ def test_rotate_is_that_of_the_readings_in_pairs_in_halves_and_in_scores(yarn: d
     order = np.append(np.arange(0, 8, 2), np.arange(1, 8, 2))
     np.testing.assert_allclose(at_9[order], reference.rope_halves(q[order], 9, settings), atol=MODEL_ATOL)
     assert np.abs(at_9 - reference.rope_halves(q, 9, settings)).max() > 1000 * MODEL_ATOL
-    (score,) = reference.rope_scores(q, k, np.array([5]), inverse_frequencies(8, theta=20.0, yarn=settings.rope_scaling))
+    (score,) = reference.rope_scores(
+        q, k, np.array([5]), inverse_frequencies(8, theta=20.0, yarn=settings.rope_scaling)
+    )
     length = reference.temperature(settings.rope_scaling, "mscale")
     length /= reference.temperature(settings.rope_scaling, "mscale_all_dim")
     assert at_9 @ at_4 == pytest.approx(score * length**2, abs=10 * MODEL_ATOL)
