@@ -184,7 +184,7 @@ def matrices(
         raise ValueError(f"tables: expected matrices of one shape, got {sorted(shapes)}")
     finite = np.concatenate([table[np.isfinite(table)] for table in arrays.values()])
     with style():
-        made = Figure(figsize=(SIZE[0] + 1.0, 3.4), dpi=DPI, layout="constrained")
+        made = Figure(figsize=(SIZE[0] + 1.0, 3.1), dpi=DPI, layout="constrained")
         panels = made.subplots(1, len(arrays), squeeze=False, sharey=True)[0]
         for axes, (name, table) in zip(panels, arrays.items(), strict=True):
             image = axes.imshow(table, cmap=MAP, vmin=finite.min(), vmax=finite.max(), interpolation="nearest")
