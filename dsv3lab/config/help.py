@@ -78,7 +78,8 @@ def defaults(conf: Path = CONF) -> dict[str, Setting]:
     for group, name, package in _choices(conf):
         if name and (conf / group / f"{name}.yaml").exists():  # else an optional file that nobody has written yet
             found |= _settings(conf, group, name, package)
-    return found
+    own = {key: value for key, value in read_yaml(conf / "config.yaml").items() if key != "defaults"}
+    return found | {path: Setting(value=value, file=f"{conf.name}/config.yaml") for path, value in _leaves(own, "")}
 
 
 def elsewhere(path: str, conf: Path = CONF) -> dict[str, Setting]:

@@ -145,6 +145,9 @@ class StudyConfig:
     layer_inner: int = within(1, doc="inner width of each of its experts")
     layer_experts: int = within(1, doc="its routed experts")
     layer_top: int = within(1, doc="experts of each token")
+    mtp_layers: int = within(1, doc="main layers of the model that is trained with MTP and without")
+    mtp_batch_size: int = within(1, unit="sequences", doc="batch of each of the two")
+    mtp_windows: int = within(1, unit="windows", doc="held-out windows of each domain whose second tokens are drafted")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,7 @@
 """How good a model is on held-out text, and what it is compared with."""
 
+from dsv3lab.eval.drafts import Drafts as Drafts
+from dsv3lab.eval.drafts import second_token as second_token
 from dsv3lab.eval.evaluate import Evaluation as Evaluation
 from dsv3lab.eval.evaluate import LanguageModel as LanguageModel
 from dsv3lab.eval.evaluate import Score as Score

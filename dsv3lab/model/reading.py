@@ -52,6 +52,19 @@ def rope(x: Array, position: int, config: Any) -> Array:
     return np.array([part for z in turned for part in (z.real, z.imag)])
 
 
+def rope_halves(x: Array, position: int, config: Any) -> Array:
+    """The convention of Hugging Face: pairs (x[i], x[i + width / 2]) with the angles of `rope`."""
+    half = len(x) // 2
+    turned = rope(np.array([part for pair in zip(x[:half], x[half:], strict=True) for part in pair]), position, config)
+    return np.append(turned[::2], turned[1::2])
+
+
+def rope_scores(query: Array, key: Array, distances: Array, frequencies: Array) -> Array:
+    """Re sum_i q_i conj(k_i) e^(i d f_i): the score of a query that stands d positions after its key."""
+    product = (query[::2] + 1j * query[1::2]) * np.conj(key[::2] + 1j * key[1::2])
+    return np.array([(product * np.exp(1j * d * frequencies)).sum().real for d in distances])
+
+
 def mla(layer: Any, x: Array, config: Any) -> Array:
     """Eq. 1-11 for one sequence [seq, width]; positions 0, 1, ..."""
     heads, nope, value = config.num_attention_heads, config.qk_nope_head_dim, config.v_head_dim

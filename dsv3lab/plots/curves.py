@@ -6,14 +6,21 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from dsv3lab.plots.style import COLOURS, MAP, SIZE, figure, style
+from dsv3lab.plots.style import COLOURS, DPI, MAP, SIZE, figure, style
 
 Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 """Name -> (x, y), of equal lengths."""
 
 
 def lines(
-    series: Series, *, title: str, x: str, y: str, log_y: bool = False, references: Mapping[str, float] | None = None
+    series: Series,
+    *,
+    title: str,
+    x: str,
+    y: str,
+    log_x: bool = False,
+    log_y: bool = False,
+    references: Mapping[str, float] | None = None,
 ) -> Figure:
     """Curves over one axis, each named at its end or in the legend.
 
@@ -22,6 +29,7 @@ def lines(
         title: what the reader should see.
         x: label of the horizontal axis, with its unit.
         y: label of the vertical axis, with its unit.
+        log_x: logarithmic horizontal axis.
         log_y: logarithmic vertical axis.
         references: name -> height of a grey horizontal line.
     """
@@ -42,6 +50,8 @@ def lines(
                 color="#555555",
                 fontsize=8,
             )
+        if log_x:
+            axes.set_xscale("log")
         if log_y:
             axes.set_yscale("log")
         axes.set(title=title, xlabel=x, ylabel=y)
@@ -146,4 +156,45 @@ def matrix(
             axes.set_xticks(range(len(ticks[1])), ticks[1])
         axes.set(title=title, xlabel=x, ylabel=y)
         made.colorbar(image, ax=axes, label=unit)
+    return made
+
+
+def matrices(
+    tables: Mapping[str, Any],
+    *,
+    title: str,
+    x: str,
+    y: str,
+    unit: str,
+    marks: Mapping[str, Sequence[tuple[int, int]]] | None = None,
+) -> Figure:
+    """Matrices of equal shape side by side, under one scale of colours.
+
+    Args:
+        tables: name -> [rows, columns] numbers; NaN stays white.
+        title: what the reader should see.
+        x: what a column is.
+        y: what a row is.
+        unit: what the colour means.
+        marks: name -> (row, column) of the places that get a cross.
+    """
+    arrays = {name: np.asarray(table, dtype=float) for name, table in tables.items()}
+    shapes = {table.shape for table in arrays.values()}
+    if len(shapes) != 1 or any(len(shape) != 2 for shape in shapes):
+        raise ValueError(f"tables: expected matrices of one shape, got {sorted(shapes)}")
+    finite = np.concatenate([table[np.isfinite(table)] for table in arrays.values()])
+    with style():
+        made = Figure(figsize=(SIZE[0] + 1.0, 3.1), dpi=DPI, layout="constrained")
+        panels = made.subplots(1, len(arrays), squeeze=False, sharey=True)[0]
+        for axes, (name, table) in zip(panels, arrays.items(), strict=True):
+            image = axes.imshow(table, cmap=MAP, vmin=finite.min(), vmax=finite.max(), interpolation="nearest")
+            axes.grid(False)
+            axes.set_title(name, fontsize=10)
+            axes.set(xlabel=x)
+            if places := (marks or {}).get(name):
+                rows, columns = zip(*places, strict=True)
+                axes.scatter(columns, rows, marker="x", s=12, linewidths=0.9, color=COLOURS[1])
+        panels[0].set(ylabel=y)
+        made.suptitle(title, x=0.01, ha="left", fontsize=11)
+        made.colorbar(image, ax=list(panels), label=unit, shrink=0.8)
     return made

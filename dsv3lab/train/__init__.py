@@ -1,5 +1,7 @@
 """Training: objective, optimizer, step, loop, checkpoints."""
 
+from dsv3lab.train.beside import Side as Side
+from dsv3lab.train.beside import with_and_without_mtp as with_and_without_mtp
 from dsv3lab.train.checkpoint import CheckpointError as CheckpointError
 from dsv3lab.train.checkpoint import export_final as export_final
 from dsv3lab.train.checkpoint import load_model as load_model

@@ -138,5 +138,6 @@ def test_show_of_an_unknown_key_names_the_nearest(capsys: pytest.CaptureFixture[
 def test_keys_are_those_of_the_dataclasses() -> None:
     config, _ = compose()
     for field in dataclasses.fields(config):
-        below = [path for path in helps.keys() if path.startswith(f"{field.name}.")]
-        assert below, f"{field.name} has no keys"
+        below = [path for path in helps.keys() if path == field.name or path.startswith(f"{field.name}.")]
+        is_group = dataclasses.is_dataclass(getattr(config, field.name))
+        assert (len(below) > 1) == is_group, f"{field.name} has no keys"

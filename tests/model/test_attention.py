@@ -56,6 +56,24 @@ def test_rotary_scores_depend_on_distance_only() -> None:
     assert abs(score(3, 10) - score(3, 11)) > 100 * MODEL_ATOL
 
 
+@pytest.mark.parametrize("yarn", [None, SHORT_YARN | {"mscale": 0.7, "mscale_all_dim": 1.0}])
+def test_rotate_is_that_of_the_readings_in_pairs_in_halves_and_in_scores(yarn: dict[str, float] | None) -> None:
+    settings = model_config(qk_rope_head_dim=8, rope_theta=20.0, rope_scaling=yarn)
+    q, k = RNG.normal(size=(2, 8))
+    cos, sin = rotary_angles(jnp.array([[9, 4]]), width=8, theta=20.0, yarn=settings.rope_scaling)
+    at_9, at_4 = np.asarray(rotate(jnp.asarray(np.stack([q, k])[None], jnp.float32), cos=cos, sin=sin))[0]
+    np.testing.assert_allclose(at_9, reference.rope(q, 9, settings), atol=MODEL_ATOL)
+    order = np.append(np.arange(0, 8, 2), np.arange(1, 8, 2))
+    np.testing.assert_allclose(at_9[order], reference.rope_halves(q[order], 9, settings), atol=MODEL_ATOL)
+    assert np.abs(at_9 - reference.rope_halves(q, 9, settings)).max() > 1000 * MODEL_ATOL
+    (score,) = reference.rope_scores(
+        q, k, np.array([5]), inverse_frequencies(8, theta=20.0, yarn=settings.rope_scaling)
+    )
+    length = reference.temperature(settings.rope_scaling, "mscale")
+    length /= reference.temperature(settings.rope_scaling, "mscale_all_dim")
+    assert at_9 @ at_4 == pytest.approx(score * length**2, abs=10 * MODEL_ATOL)
+
+
 def test_yarn_reproduces_the_published_numbers_of_v3() -> None:
     v3 = config("v3")
     assert v3.rope_scaling == V3_YARN

@@ -31,6 +31,15 @@ FIGURES: dict[str, Figure] = {
     "matrix": plots.matrix(
         np.eye(4), title="t", x="token", y="loss", unit="change", ticks=(list("abcd"), list("efgh"))
     ),
+    "matrices": plots.matrices(
+        {"a": np.eye(4), "b": np.full((4, 4), np.nan)},
+        title="t",
+        x="token",
+        y="position",
+        unit="change",
+        marks={"a": [(0, 1), (1, 2)]},
+    ),
+    "log_both": plots.lines({"a": ([1, 100], [1.0, 1e-6])}, title="t", x="x", y="y", log_x=True, log_y=True),
     "wide": plots.matrix([[1.0, np.nan, 3.0]], title="t", x="x", y="y", unit="u"),
 }
 
@@ -60,6 +69,16 @@ def test_bars_show_their_numbers() -> None:
     assert [label.get_text() for label in axes.get_yticklabels()] == ["ours", "gzip"]
 
 
+def test_matrices_share_their_colours_and_cross_only_the_places_named() -> None:
+    drawn = plots.matrices(
+        {"a": [[0.0, 1.0]], "b": [[2.0, np.nan]]}, title="t", x="x", y="y", unit="u", marks={"b": [(0, 1)]}
+    )
+    first, second, _ = drawn.axes
+    assert first.images[0].get_clim() == second.images[0].get_clim() == (0.0, 2.0)
+    assert len(first.collections) == 0
+    assert np.asarray(second.collections[0].get_offsets()).tolist() == [[1.0, 0.0]]
+
+
 def test_loss_leaves_gaps_where_nothing_is_finite() -> None:
     (axes,) = plots.loss({"training": ([0, 1, 2], [1.0, float("inf"), 2.0])}).axes
     drawn: Any = axes.lines[0].get_ydata()
@@ -72,10 +91,11 @@ def test_loss_leaves_gaps_where_nothing_is_finite() -> None:
         lambda: plots.lines({"a": ([1], [1.0, 2.0])}, title="t", x="x", y="y"),
         lambda: plots.heat(np.ones((2, 3)), steps=[1], title="t"),
         lambda: plots.matrix(np.ones(3), title="t", x="x", y="y", unit="u"),
+        lambda: plots.matrices({"a": np.eye(2), "b": np.eye(3)}, title="t", x="x", y="y", unit="u"),
     ],
 )
 def test_shapes_that_do_not_fit_are_named(make: Any) -> None:
-    with pytest.raises(ValueError, match="series 'a'|loads|values"):
+    with pytest.raises(ValueError, match="series 'a'|loads|values|tables"):
         make()
 
 
