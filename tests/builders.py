@@ -70,10 +70,11 @@ def train_config(**changes: Any) -> configs.TrainConfig:
         seed=0,
         tokens=6 * 4 * SEQUENCE_LENGTH,
         batch_size=4,
+        batch_ramp=None,
         micro_batch=2,
         optimizer=OptimizerConfig(b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, clip_norm=1.0, moments="float32"),
         schedule=ScheduleConfig(
-            peak_lr=1e-2, final_lr=1e-3, tail_lr=1e-4, warmup=0.2, constant=0.5, cosine=0.8, tail=0.9
+            peak_lr=1e-2, final_lr=1e-3, tail_lr=1e-4, warmup=0.2, constant=0.5, cosine=0.8, tail=0.9, changes=()
         ),
         loss=loss_config(),
         dropout=DropoutConfig(residual=0.0, attention=0.0),
@@ -148,7 +149,8 @@ class FakeDataset:
     vocab_size: int = 64
     domains: tuple[str, ...] = ("prose", "code")
 
-    def batch_at(self, step: int, *, batch_size: int) -> np.ndarray:
+    def batch_at(self, step: int, *, batch_size: int | configs.Ramp) -> np.ndarray:
+        batch_size = batch_size if isinstance(batch_size, int) else batch_size.batch_size(step)
         rng = np.random.default_rng([7, step])
         start = rng.integers(self.vocab_size, size=(batch_size, 1))
         return ((start + np.arange(self.sequence_length + 1)) % self.vocab_size).astype(np.int32)
