@@ -190,6 +190,9 @@ class StudyConfig:
     layer_inner: int = within(1, doc="inner width of each of its experts")
     layer_experts: int = within(1, doc="its routed experts")
     layer_top: int = within(1, doc="experts of each token")
+    memory_sequences: int = within(1, unit="sequences", doc="sequences of the gradients whose memory is compared")
+    ramp: BatchRampConfig
+    """The growing batch that phase 2 compares with a constant one."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from dsv3lab.plots.style import COLOURS, MAP, SIZE, figure, style
+from dsv3lab.plots.style import COLOURS, DPI, MAP, SIZE, figure, style
 
 Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 """Name -> (x, y), of equal lengths."""
@@ -56,6 +56,29 @@ def loss(
     """Loss curves over steps; values that are not finite leave gaps."""
     finite = {name: (xs, [v if np.isfinite(v) else np.nan for v in ys]) for name, (xs, ys) in series.items()}
     return lines(finite, title=title, x=step, y=unit)
+
+
+def panels(xs: Sequence[float], series: Mapping[str, Sequence[float]], *, title: str, x: str) -> Figure:
+    """Quantities of different units over the same axis, one below the other.
+
+    Args:
+        xs: where the values stand.
+        series: label with its unit -> values, one for each of `xs`.
+        title: what the reader should see.
+        x: what `xs` are, with their unit.
+    """
+    with style():
+        made = Figure(figsize=(SIZE[0], 0.9 + 1.15 * len(series)), dpi=DPI, layout="constrained")
+        rows = made.subplots(len(series), sharex=True, squeeze=False)[:, 0]
+        for number, (axes, (name, ys)) in enumerate(zip(rows, series.items(), strict=True)):
+            if len(xs) != len(ys):
+                raise ValueError(f"series '{name}': {len(xs)} x values and {len(ys)} y values")
+            axes.plot(xs, ys, color=COLOURS[number % len(COLOURS)], linestyle="-")
+            axes.set_ylabel(name, fontsize=9)
+            axes.set_ylim(bottom=0, top=1.12 * max(ys))
+        rows[0].set_title(title)
+        rows[-1].set_xlabel(x)
+    return made
 
 
 def heat(

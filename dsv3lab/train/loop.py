@@ -4,7 +4,7 @@ import fcntl
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -140,8 +140,8 @@ def use_compilation_cache() -> None:
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def _programs(config: RunConfig, sizes: Iterable[int], *, nan_at: tuple[int, ...]) -> tuple[dict[int, Any], Any]:
-    """The training step for each batch size, and the validation losses of a run."""
+def _programs(config: RunConfig, *, nan_at: tuple[int, ...]) -> tuple[Any, Any]:
+    """The training step, for every batch size of the run, and its validation losses."""
     shared: Any = {
         "length": config.data.sequence_length,
         "execution": execution_of(config),
@@ -149,7 +149,9 @@ def _programs(config: RunConfig, sizes: Iterable[int], *, nan_at: tuple[int, ...
     }
     train, batch = config.train, config.eval.batch_size
     losses = programs.window_losses(config.model, chunk=train.loss.vocab_chunk, batch=batch, **shared)
-    return {n: programs.step(config.model, train, batch_size=n, nan_at=nan_at, **shared) for n in sizes}, losses
+    sizes = train.ramp(config.data.sequence_length).sizes
+    steps = {n: programs.step(config.model, train, batch_size=n, nan_at=nan_at, **shared) for n in sizes}
+    return lambda state, windows: steps[windows.shape[0]](state, windows), losses
 
 
 class _Run:
@@ -236,8 +238,7 @@ class _Run:
         for line in self.choice.table() if self.choice else ():
             self.progress(line)
         start = time.perf_counter()
-        left = dict.fromkeys(p.batch_size for p in self.ramp.pieces if p.step + p.steps > self.done)
-        self.steps, self.validate = _programs(self.config, left, nan_at=self.nan_at)
+        self.step, self.validate = _programs(self.config, nan_at=self.nan_at)
         compile_s = self.trials_s + time.perf_counter() - start
         self.weights = {name: domain.weight for name, domain in self.config.data.domains.items()}
         self.held_out = validation.sample(self.dataset, weights=self.weights, count=self.train.eval_windows)
@@ -265,7 +266,7 @@ class _Run:
             begun = time.perf_counter()
             before = self.state.model if self.config.debug else None  # the compiled step takes its buffers
             with self.watch.steady(self.done - first >= WARM_STEPS and not self.config.debug), self._in_memory():
-                self.state, metrics = self.steps[windows.shape[0]](self.state, windows)
+                self.state, metrics = self.step(self.state, windows)
                 batch = ahead.submit(self._batch, self.done + 1)  # prepared while the device computes
                 jax.block_until_ready((self.state, metrics))
             now = time.perf_counter()
