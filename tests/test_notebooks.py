@@ -24,7 +24,8 @@ STAGES = {
 # Gates that hold at any size; those on speed, loss and balance need the sizes of the default profile.
 EXACT = {
     1: {"mla_error", "mla_causality", "mla_cache_v3", "routing_error", "routing_choice"},
-    2: {"train_finite", "resume_bitwise", "resume_kills", "resume_damage"},
+    2: {"train_finite", "resume_bitwise", "resume_kills", "resume_damage"}
+    | {"memory_state", "memory_residuals", "memory_gradient", "schedule_corners", "schedule_windows"},
     3: {"dp_gradient", "dp_loads", "dp_bias", "dp_bytes"},
     4: {"restore_equal", "restore_generate"},
 }

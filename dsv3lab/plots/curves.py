@@ -59,7 +59,7 @@ def loss(
 
 
 def panels(xs: Sequence[float], series: Mapping[str, Sequence[float]], *, title: str, x: str) -> Figure:
-    """Quantities of different units over the same axis, one below the other.
+    """Quantities of different units over the same axis, one below the other; a value holds until the next one.
 
     Args:
         xs: where the values stand.
@@ -73,7 +73,7 @@ def panels(xs: Sequence[float], series: Mapping[str, Sequence[float]], *, title:
         for number, (axes, (name, ys)) in enumerate(zip(rows, series.items(), strict=True)):
             if len(xs) != len(ys):
                 raise ValueError(f"series '{name}': {len(xs)} x values and {len(ys)} y values")
-            axes.plot(xs, ys, color=COLOURS[number % len(COLOURS)], linestyle="-")
+            axes.step(xs, ys, where="post", color=COLOURS[number % len(COLOURS)], linestyle="-")
             axes.set_ylabel(name, fontsize=9)
             axes.set_ylim(bottom=0, top=1.12 * max(ys))
         rows[0].set_title(title)

@@ -31,6 +31,7 @@ FIGURES: dict[str, Figure] = {
     "matrix": plots.matrix(
         np.eye(4), title="t", x="token", y="loss", unit="change", ticks=(list("abcd"), list("efgh"))
     ),
+    "panels": plots.panels([0, 1, 2], {"a (m)": [1.0, 2.0, 2.0], "b (s)": [0.0, 0.0, 3.0]}, title="t", x="x"),
     "wide": plots.matrix([[1.0, np.nan, 3.0]], title="t", x="x", y="y", unit="u"),
 }
 
@@ -72,6 +73,7 @@ def test_loss_leaves_gaps_where_nothing_is_finite() -> None:
         lambda: plots.lines({"a": ([1], [1.0, 2.0])}, title="t", x="x", y="y"),
         lambda: plots.heat(np.ones((2, 3)), steps=[1], title="t"),
         lambda: plots.matrix(np.ones(3), title="t", x="x", y="y", unit="u"),
+        lambda: plots.panels([1], {"a": [1.0, 2.0]}, title="t", x="x"),
     ],
 )
 def test_shapes_that_do_not_fit_are_named(make: Any) -> None:

@@ -1,8 +1,9 @@
 """The batch that grows and the weights that change: steps and tokens are exact, and no window is lost or repeated."""
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,8 +67,12 @@ def test_a_change_begins_with_the_first_step_behind_its_place() -> None:
 
 
 def test_the_weights_of_a_step() -> None:
-    changes = [("mtp_weight", 0.5, 0.1), ("bias_update_speed", 0.75, 0.0), ("mtp_weight", 0.9, 0.05)]
-    config = changed(grown(), *(ChangeConfig(after=after, name=name, value=value) for name, after, value in changes))
+    config = changed(
+        grown(),
+        ChangeConfig(after=0.5, name="mtp_weight", value=0.1),
+        ChangeConfig(after=0.75, name="bias_update_speed", value=0.0),
+        ChangeConfig(after=0.9, name="mtp_weight", value=0.05),
+    )
     ramp = config.ramp(LENGTH)
     for number in range(ramp.steps):
         found = step.weights_at(config, jnp.int32(number), LENGTH).loss
@@ -95,6 +100,7 @@ def v3() -> tuple[TrainConfig, Ramp]:
 
 def test_the_published_figures_of_v3_are_recomputed() -> None:
     config, ramp = v3()
+    assert config.batch_ramp is not None
     assert 15360 * 4096 == 62_914_560 == ramp.tokens_before(ramp.steps) - ramp.tokens_before(ramp.steps - 1)
     after = ramp.steps - ramp.step_at(config.batch_ramp.until)
     assert after == 227_785
@@ -155,8 +161,9 @@ def test_stopped_on_the_ramp_and_resumed_is_bitwise_the_same(tmp_path: Path) -> 
     run = builders.run_config(model=model, train=config)
     taken: list[tuple[int, int]] = []
 
-    def fit(directory: Path, **options: int) -> train.FitResult:
-        return loop.fit(run, Counted(taken), directory, report=seen, progress=lambda line: None, **options)
+    def fit(directory: Path, stop_after: int | None = None) -> train.FitResult:
+        options: Any = {"report": seen, "progress": lambda line: None, "stop_after": stop_after}
+        return loop.fit(run, Counted(taken=taken), directory, **options)
 
     points: dict[int, dict[str, float]] = {}
 
@@ -175,12 +182,11 @@ def test_stopped_on_the_ramp_and_resumed_is_bitwise_the_same(tmp_path: Path) -> 
         assert train.differing_elements(resumed.state, whole.state) == 0
 
 
+@dataclass(frozen=True)
 class Counted(builders.FakeDataset):
     """Notes the windows of every batch up to the fifth step; later steps are asked for ahead, and never run."""
 
-    def __init__(self, taken: list[tuple[int, int]]) -> None:
-        super().__init__()
-        object.__setattr__(self, "taken", taken)
+    taken: list[tuple[int, int]] = field(default_factory=list)
 
     def batch_at(self, step: int, *, batch_size: int | Ramp) -> np.ndarray:
         batch = super().batch_at(step, batch_size=batch_size)
