@@ -210,10 +210,10 @@ MUTATIONS = (
     Mutation(
         phase=2,
         stage="memory",
-        what="the policies keep what attention made before its output projection twice",
+        what="the policies forget the first product of a feed-forward layer",
         file="dsv3lab/parallel/remat.py",
-        old="return checkpoint_name(self.function(*args, **options), name)",
-        new="return checkpoint_name(2 * checkpoint_name(0.5 * self.function(*args, **options), name), name)",
+        old='*("ffn.gate_up", "ffn.down", ',
+        new='*("ffn.down", ',
         gates=("memory_residuals",),
     ),
     Mutation(
@@ -230,14 +230,16 @@ MUTATIONS = (
     Mutation(
         phase=2,
         stage="memory",
-        what="a callback of somebody's debugging holds up every recomputed unit",
+        what="every recomputed unit is given its input after three thousand idle rounds",
         file="dsv3lab/parallel/remat.py",
         old="return jax.checkpoint(function, policy=policy)",
-        new='inner, wait = function, lambda: __import__("time").sleep(1.0)\n'
-        "        function = lambda *args: (jax.debug.callback(wait), inner(*args))[1]  # noqa: E731\n"
+        new="inner = function\n"
+        "        function = lambda h, *rest: inner(  # noqa: E731\n"
+        "            jax.lax.fori_loop(0, 3000, lambda _, x: x * 1.0000001, h), *rest\n"
+        "        )\n"
         "        return jax.checkpoint(function, policy=policy)",
         gates=("memory_recompute_cost",),
-        also=("memory_residuals",),
+        also=("memory_residuals", "memory_gradient"),
     ),
     Mutation(
         phase=2,
@@ -266,15 +268,6 @@ MUTATIONS = (
         new="* (0.001 * piece.batch_size / windows)",
         gates=("schedule_loss",),
         also=("schedule_corners",),
-    ),
-    Mutation(
-        phase=2,
-        stage="schedule",
-        what="finding the program of a batch size takes a second",
-        file="dsv3lab/train/loop.py",
-        old="return lambda state, windows: steps[windows.shape[0]](state, windows), losses",
-        new="return lambda state, windows: (time.sleep(len(steps) - 1.0), steps[windows.shape[0]](state, windows))[1], losses",
-        gates=("schedule_throughput",),
     ),
     Mutation(
         phase=3,
