@@ -70,10 +70,11 @@ def train_config(**changes: Any) -> configs.TrainConfig:
         seed=0,
         tokens=6 * 4 * SEQUENCE_LENGTH,
         batch_size=4,
+        batch_ramp=None,
         micro_batch=2,
         optimizer=OptimizerConfig(b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, clip_norm=1.0, moments="float32"),
         schedule=ScheduleConfig(
-            peak_lr=1e-2, final_lr=1e-3, tail_lr=1e-4, warmup=0.2, constant=0.5, cosine=0.8, tail=0.9
+            peak_lr=1e-2, final_lr=1e-3, tail_lr=1e-4, warmup=0.2, constant=0.5, cosine=0.8, tail=0.9, changes=()
         ),
         loss=loss_config(),
         dropout=DropoutConfig(residual=0.0, attention=0.0),
@@ -121,6 +122,8 @@ def run_config(
             mtp_layers=2,
             mtp_batch_size=2,
             mtp_windows=1,
+            memory_sequences=2,
+            ramp=configs.BatchRampConfig(start=2, until=0.5, stairs=1),
         ),
         precision=configs.PrecisionConfig(products="float32", activations="float32"),
         parallel=configs.ParallelConfig(data=1, simulated=True),
@@ -129,6 +132,8 @@ def run_config(
             promotes=False,
             bench_repeats=1,
             ragged_repeats=1,
+            memory_policies=("none", "full"),
+            schedule_tokens=96,
             time_factors={},
             bench_tokens=128,
             routing_steps=1,
@@ -152,7 +157,8 @@ class FakeDataset:
     vocab_size: int = 64
     domains: tuple[str, ...] = ("prose", "code")
 
-    def batch_at(self, step: int, *, batch_size: int) -> np.ndarray:
+    def batch_at(self, step: int, *, batch_size: int | configs.Ramp) -> np.ndarray:
+        batch_size = batch_size if isinstance(batch_size, int) else batch_size.batch_size(step)
         rng = np.random.default_rng([7, step])
         start = rng.integers(self.vocab_size, size=(batch_size, 1))
         return ((start + np.arange(self.sequence_length + 1)) % self.vocab_size).astype(np.int32)

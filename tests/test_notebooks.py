@@ -28,7 +28,10 @@ EXACT = {
         *("rope_error", "rope_relative", "rope_yarn", "rope_unseen", "rope_scale"),
         *("mtp_error", "mtp_influence"),
     },
-    2: {"train_finite", "resume_bitwise", "resume_kills", "resume_damage"},
+    2: {
+        *("train_finite", "resume_bitwise", "resume_kills", "resume_damage"),
+        *("memory_state", "memory_residuals", "memory_gradient", "schedule_corners", "schedule_windows"),
+    },
     3: {"dp_gradient", "dp_loads", "dp_bias", "dp_bytes"},
     4: {"restore_equal", "restore_generate"},
 }

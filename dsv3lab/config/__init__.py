@@ -18,9 +18,12 @@ from dsv3lab.config.model import YarnConfig as YarnConfig
 from dsv3lab.config.paths import CONF as CONF
 from dsv3lab.config.paths import ROOT as ROOT
 from dsv3lab.config.paths import runs_dir as runs_dir
+from dsv3lab.config.ramp import Ramp as Ramp
 from dsv3lab.config.run import RunConfig as RunConfig
 from dsv3lab.config.run import config as config
 from dsv3lab.config.run import read_yaml as read_yaml
+from dsv3lab.config.train import BatchRampConfig as BatchRampConfig
+from dsv3lab.config.train import ChangeConfig as ChangeConfig
 from dsv3lab.config.train import CheckpointConfig as CheckpointConfig
 from dsv3lab.config.train import DropoutConfig as DropoutConfig
 from dsv3lab.config.train import EvalConfig as EvalConfig

@@ -42,10 +42,9 @@ class RunConfig:
                 f"data.sequence_length: {self.data.sequence_length} is above "
                 f"model.max_position_embeddings {self.model.max_position_embeddings}"
             )
-        if self.train.batch_size % self.parallel.data:
-            raise ConfigError(
-                f"parallel.data: {self.train.batch_size} sequences do not split over {self.parallel.data} devices"
-            )
+        for size in self.train.batch_sizes:
+            if size % self.parallel.data:
+                raise ConfigError(f"parallel.data: {size} sequences do not split over {self.parallel.data} devices")
 
     def expected_s(self, stage: str) -> float:
         """Usual time of a stage of this phase under this profile, in seconds."""

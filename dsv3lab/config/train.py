@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dsv3lab.config.build import ConfigError, within
+from dsv3lab.config.ramp import Ramp, exact
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,28 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChangeConfig:
+    """A weight of `LossConfig` that has another value from somewhere in the run on (report, 4.2)."""
+
+    after: float = within(0.0, 1.0, unit="of the budget", doc="where the value begins to hold")
+    name: Literal["mtp_weight", "bias_update_speed"]
+    """Which weight."""
+    value: float = within(0.0, doc="the new value, until the next change")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchRampConfig:
+    """A batch that grows to `train.batch_size` in equal stairs over equal numbers of tokens.
+
+    The report says from where to where (3072 to 15360 sequences in the first 469B tokens), not in which shape.
+    """
+
+    start: int = within(1, unit="sequences", doc="sequences in the first step")
+    until: float = within(0.0, 1.0, unit="of the budget", doc="where the whole batch size begins to hold")
+    stairs: int = within(1, doc="batch sizes below the whole one")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
     """Warm-up, constant, cosine, constant: the shape of the report's schedule, in fractions of the budget."""
 
@@ -32,10 +55,14 @@ class ScheduleConfig:
     )
     cosine: float = within(0.0, 1.0, unit="of the budget", doc="end of the cosine, start of final_lr [report 4.2]")
     tail: float = within(0.0, 1.0, unit="of the budget", doc="start of tail_lr [report 4.2]")
+    changes: tuple[ChangeConfig, ...]
+    """Weights of the loss that change on the way, in the order in which they do [report 4.2]."""
 
     def __post_init__(self) -> None:
         if not self.warmup <= self.constant <= self.cosine <= self.tail:
             raise ConfigError("schedule: warmup <= constant <= cosine <= tail must hold")
+        if list(self.changes) != sorted(self.changes, key=lambda change: change.after):
+            raise ConfigError("changes: they must stand in the order of `after`")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +113,8 @@ class TrainConfig:
     seed: int = within(0, doc="seed of the initialisation")
     tokens: int = within(1, unit="tokens", doc="budget: targets of the next-token loss [report 4.2]")
     batch_size: int = within(1, unit="sequences", doc="sequences in one optimizer step [report 4.2]")
+    batch_ramp: BatchRampConfig | None
+    """How the batch grows to `batch_size`; null: it has this size from the first step on [report 4.2]."""
     micro_batch: int | Literal["auto"] | None = within(
         1, unit="sequences", doc="sequences whose gradient a device takes at once; null: all, auto: as many as fit"
     )
@@ -105,7 +134,22 @@ class TrainConfig:
     """Whether the layers of a stack run in one compiled loop; unrolled, they compile longer and may run faster."""
 
     def __post_init__(self) -> None:
-        self.micro_batches(self.batch_size)
+        ramp = self.batch_ramp
+        if ramp and (ramp.start >= self.batch_size or (self.batch_size - ramp.start) % ramp.stairs):
+            raise ConfigError(
+                f"batch_ramp: from {ramp.start} to {self.batch_size} sequences there are no {ramp.stairs} equal stairs "
+                "upwards; choose a divisor of the difference"
+            )
+        for size in self.batch_sizes:
+            self.micro_batches(size)
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Sequences of a step: those of the ramp, the whole batch last."""
+        if self.batch_ramp is None:
+            return (self.batch_size,)
+        start, stairs = self.batch_ramp.start, self.batch_ramp.stairs
+        return tuple(start + (self.batch_size - start) * stair // stairs for stair in range(stairs + 1))
 
     def micro_batches(self, sequences: int) -> int:
         """Equal parts in which a device takes the gradient of its `sequences`, one after the other.
@@ -119,9 +163,16 @@ class TrainConfig:
             )
         return max(1, sequences // size)
 
+    def ramp(self, sequence_length: int) -> Ramp:
+        """The batch of each step of the run, and where in the data it stands."""
+        *grown, whole = self.batch_sizes
+        until = exact(self.batch_ramp.until) if self.batch_ramp else exact(0.0)
+        corners = [(until * (stair + 1) / len(grown), size) for stair, size in enumerate(grown)]
+        return Ramp.of([*corners, (exact(1.0), whole)], tokens=self.tokens, sequence_length=sequence_length)
+
     def steps(self, sequence_length: int) -> int:
-        """Optimizer steps that spend the token budget, rounded up."""
-        return -(-self.tokens // (self.batch_size * sequence_length))
+        """Optimizer steps that spend the token budget, the last one rounded up to a whole batch."""
+        return self.ramp(sequence_length).steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +199,9 @@ class StudyConfig:
     mtp_layers: int = within(1, doc="main layers of the model that is trained with MTP and without")
     mtp_batch_size: int = within(1, unit="sequences", doc="batch of each of the two")
     mtp_windows: int = within(1, unit="windows", doc="held-out windows of each domain whose second tokens are drafted")
+    memory_sequences: int = within(1, unit="sequences", doc="sequences of the gradients whose memory is compared")
+    ramp: BatchRampConfig
+    """The growing batch that phase 2 compares with a constant one."""
 
 
 @dataclass(frozen=True, kw_only=True)

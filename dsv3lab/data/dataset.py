@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from dsv3lab.config import ConfigError, DataConfig, build, nearest
+from dsv3lab.config import ConfigError, DataConfig, Ramp, build, nearest
 from dsv3lab.config.disk import sha256_file
 from dsv3lab.data import corpus, tokenizer
 from dsv3lab.data.mixing import Mixture, make_mixture, shuffled_order
@@ -80,15 +80,20 @@ class Dataset:
         """Id of the token after each document."""
         return self.token_bytes.index(b"")
 
-    def batch_at(self, step: int, *, batch_size: int) -> np.ndarray:
+    def batch_at(self, step: int, *, batch_size: int | Ramp) -> np.ndarray:
         """The training windows of one step: int32[batch_size, T+1].
 
-        Windows are numbered through all steps, so the sequence does not depend on the batch size. The mixture gives
-        each number a domain and a running number in it; in each epoch a domain's windows come in a new order, each once.
+        Windows are numbered through all steps, so the sequence does not depend on the batch size, nor on how it grows:
+        no window is left out or taken twice. The mixture gives each number a domain and a running number in it; in each
+        epoch a domain's windows come in a new order, each once.
+
+        Args:
+            step: optimizer steps done before.
+            batch_size: windows of every step, or the ramp that says how many each step takes.
         """
-        places = np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int64)
-        domain_of, number = self.mixture.assign(places)
-        batch = np.empty((batch_size, self.sequence_length + 1), np.int32)
+        first, after = _windows_before(step, batch_size), _windows_before(step + 1, batch_size)
+        domain_of, number = self.mixture.assign(np.arange(first, after, dtype=np.int64))
+        batch = np.empty((after - first, self.sequence_length + 1), np.int32)
         for index in np.unique(domain_of):
             name = self.mixture.domains[index]
             rows = np.flatnonzero(domain_of == index)
@@ -112,9 +117,10 @@ class Dataset:
         """The memory-mapped training stream of one domain (uint16 or uint32), end-of-document tokens included."""
         return _stream(self.folder / "train" / f"{self._known(domain)}.bin", self.manifest["dtype"])
 
-    def epochs(self, step: int, batch_size: int) -> dict[str, float]:
+    def epochs(self, step: int, batch_size: int | Ramp) -> dict[str, float]:
         """How often each domain has been read through before `step`."""
-        return {name: n / self.windows(name) for name, n in self.mixture.counts(step * batch_size).items()}
+        counts = self.mixture.counts(_windows_before(step, batch_size))
+        return {name: n / self.windows(name) for name, n in counts.items()}
 
     def validation(self, domain: str, *, every: int = 1) -> Validation:
         """The held-out documents of one domain, or a sample of them in which each package and each size has its share.
@@ -209,6 +215,10 @@ def verify_files(folder: Path, manifest: dict[str, Any]) -> None:
     extra = sorted(present - set(manifest["files"]))
     if extra:
         raise DataError(f"{folder / extra[0]}: not listed in {MANIFEST}; {advice}")
+
+
+def _windows_before(step: int, batch_size: int | Ramp) -> int:
+    return step * batch_size if isinstance(batch_size, int) else batch_size.windows(step)
 
 
 @functools.lru_cache(maxsize=64)

@@ -68,6 +68,29 @@ def loss(
     return lines(finite, title=title, x=step, y=unit)
 
 
+def panels(xs: Sequence[float], series: Mapping[str, Sequence[float]], *, title: str, x: str) -> Figure:
+    """Quantities of different units over the same axis, one below the other; a value holds until the next one.
+
+    Args:
+        xs: where the values stand.
+        series: label with its unit -> values, one for each of `xs`.
+        title: what the reader should see.
+        x: what `xs` are, with their unit.
+    """
+    with style():
+        made = Figure(figsize=(SIZE[0], 0.9 + 1.15 * len(series)), dpi=DPI, layout="constrained")
+        rows = made.subplots(len(series), sharex=True, squeeze=False)[:, 0]
+        for number, (axes, (name, ys)) in enumerate(zip(rows, series.items(), strict=True)):
+            if len(xs) != len(ys):
+                raise ValueError(f"series '{name}': {len(xs)} x values and {len(ys)} y values")
+            axes.step(xs, ys, where="post", color=COLOURS[number % len(COLOURS)], linestyle="-")
+            axes.set_ylabel(name, fontsize=9)
+            axes.set_ylim(bottom=0, top=1.12 * max(ys))
+        rows[0].set_title(title)
+        rows[-1].set_xlabel(x)
+    return made
+
+
 def heat(
     loads: Any, *, steps: Sequence[float], title: str, rows: str = "expert", unit: str = "load over the mean"
 ) -> Figure:

@@ -19,8 +19,13 @@ from dsv3lab.train.loop import fit as fit
 from dsv3lab.train.loop import identity as identity
 from dsv3lab.train.loop import use_compilation_cache as use_compilation_cache
 from dsv3lab.train.losses import Losses as Losses
+from dsv3lab.train.memory import compiled_gradient as compiled_gradient
+from dsv3lab.train.memory import gradient_flops as gradient_flops
+from dsv3lab.train.memory import saved as saved
 from dsv3lab.train.metrics import dead_experts as dead_experts
 from dsv3lab.train.metrics import maxvio as maxvio
+from dsv3lab.train.recipe import Recipe as Recipe
+from dsv3lab.train.recipe import recipe as recipe
 from dsv3lab.train.step import TrainState as TrainState
 from dsv3lab.train.step import apply as apply
 from dsv3lab.train.step import bias_update as bias_update

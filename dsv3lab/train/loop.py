@@ -141,7 +141,7 @@ def use_compilation_cache() -> None:
 
 
 def _programs(config: RunConfig, *, nan_at: tuple[int, ...]) -> tuple[Any, Any]:
-    """The training step and the validation losses of a run."""
+    """The training step, for every batch size of the run, and its validation losses."""
     shared: Any = {
         "length": config.data.sequence_length,
         "execution": execution_of(config),
@@ -149,7 +149,9 @@ def _programs(config: RunConfig, *, nan_at: tuple[int, ...]) -> tuple[Any, Any]:
     }
     train, batch = config.train, config.eval.batch_size
     losses = programs.window_losses(config.model, chunk=train.loss.vocab_chunk, batch=batch, **shared)
-    return programs.step(config.model, train, nan_at=nan_at, **shared), losses
+    sizes = train.ramp(config.data.sequence_length).sizes
+    steps = {n: programs.step(config.model, train, batch_size=n, nan_at=nan_at, **shared) for n in sizes}
+    return lambda state, windows: steps[windows.shape[0]](state, windows), losses
 
 
 class _Run:
@@ -175,7 +177,8 @@ class _Run:
         self.config, self.train, self.dataset, self.directory = config, config.train, dataset, directory
         self.report, self.progress, self.stop, self.watch, self.nan_at = report, progress, stop, watch, nan_at
         self.length = config.data.sequence_length
-        self.total = self.train.steps(self.length)
+        self.ramp = self.train.ramp(self.length)
+        self.total = self.ramp.steps
         self.identity = identity(config, dataset.digest) | ({"nan_at": nan_at} if nan_at else {})
         self.last: dict[str, float] = {}
 
@@ -240,7 +243,6 @@ class _Run:
         self.weights = {name: domain.weight for name, domain in self.config.data.domains.items()}
         self.held_out = validation.sample(self.dataset, weights=self.weights, count=self.train.eval_windows)
         self.clock = Clock(
-            tokens_per_step=self.train.batch_size * self.length,
             flops_per_token=flops_per_token(self.config.model, sequence_length=self.length, causal=True),
             peak_flops=matmul_peak(),
         )
@@ -268,13 +270,13 @@ class _Run:
                 batch = ahead.submit(self._batch, self.done + 1)  # prepared while the device computes
                 jax.block_until_ready((self.state, metrics))
             now = time.perf_counter()
-            self.clock.add(step_s=now - asked, wait_s=begun - asked)
+            self.clock.add(step_s=now - asked, wait_s=begun - asked, tokens=windows.shape[0] * self.length)
             self.done += 1
             self._judge(metrics, windows, before)
             self._after_step(metrics, last=self.done == end)
             if now - shown > SHOWN_EVERY_S or self.done == end:
                 shown = now
-                self._show(float(metrics["loss"]), elapsed=now - started, rate=(self.done - first) / (now - started))
+                self._show(float(metrics["loss"]), since=first, elapsed=now - started)
 
     @contextmanager
     def _in_memory(self) -> Iterator[None]:
@@ -307,10 +309,11 @@ class _Run:
         if last:  # other load may have slowed the first measurement: the roof is the higher of the two
             self.clock.peak_flops = max(self.clock.peak_flops, matmul_peak())
         if last or self.done % self.train.log_interval == 0:
-            tokens = self.done * self.clock.tokens_per_step
-            self._report(
-                {**of_report(metrics), "train/tokens": float(tokens), **self.clock.metrics(), **self.watch.metrics()}
-            )
+            position = {
+                "train/tokens": float(self.ramp.tokens_before(self.done)),
+                "train/batch_size": float(self.ramp.batch_size(self.done - 1)),
+            }
+            self._report({**of_report(metrics), **position, **self.clock.metrics(), **self.watch.metrics()})
         if last or self.done % self.train.eval_interval == 0:
             self._report(self._validation())
         if self.done % self.train.checkpoint.interval == 0 and not last:
@@ -327,7 +330,7 @@ class _Run:
         return {"validation/loss": loss, "validation/perplexity": float(np.exp(loss)), **by_domain}
 
     def _batch(self, step: int) -> jax.Array:
-        return jnp.asarray(self.dataset.batch_at(step, batch_size=self.train.batch_size))
+        return jnp.asarray(self.dataset.batch_at(step, batch_size=self.ramp))
 
     def _report(self, metrics: dict[str, float]) -> None:
         self.health.reported(metrics)
@@ -337,11 +340,12 @@ class _Run:
         self.reports.add(self.done, metrics)
         self.report(metrics, self.done)
 
-    def _show(self, loss: float, *, elapsed: float, rate: float) -> None:
-        left = (self.total - self.done) / rate
+    def _show(self, loss: float, *, since: int, elapsed: float) -> None:
+        before, now, end = (self.ramp.tokens_before(step) for step in (since, self.done, self.total))
+        rate = (now - before) / elapsed
         self.progress(
-            f"step {self.done}/{self.total}  loss {loss:.4f}  {rate * self.clock.tokens_per_step:,.0f} tokens/s  "
-            f"elapsed {clock(elapsed)}  ETA {clock(left)}"
+            f"step {self.done}/{self.total}  loss {loss:.4f}  {rate:,.0f} tokens/s  "
+            f"elapsed {clock(elapsed)}  ETA {clock((end - now) / rate)}"
         )
 
     def _save(self) -> Path:

@@ -74,26 +74,26 @@ def of_report(step: dict[str, Array]) -> dict[str, float]:
 class Clock:
     """Step times of this process, compilation, validation and checkpoints excluded.
 
-    tokens_per_step: targets of the next-token loss in one step.
     flops_per_token: useful matmul FLOPs of one token, forward and backward, see `plan.flops_per_token`.
     peak_flops: FLOP/s of this process's fastest matmul, see `measure.matmul_peak`.
     """
 
-    tokens_per_step: int
     flops_per_token: int
     peak_flops: float
     steps_s: list[float] = field(default_factory=list)
     waits_s: list[float] = field(default_factory=list)
+    tokens: int = 0
 
-    def add(self, *, step_s: float, wait_s: float) -> None:
-        """Note one step: its whole time, and how much of it was spent waiting for the batch."""
+    def add(self, *, step_s: float, wait_s: float, tokens: int) -> None:
+        """Note one step: its whole time, how much of it was spent waiting for the batch, and the targets in it."""
+        self.tokens += tokens
         self.steps_s.append(step_s)
         self.waits_s.append(wait_s)
 
     def metrics(self) -> dict[str, float]:
         """Speed over all steps so far."""
         times = summary(self.steps_s)
-        tokens_per_s = self.tokens_per_step * len(self.steps_s) / sum(self.steps_s)
+        tokens_per_s = self.tokens / sum(self.steps_s)
         return {
             "perf/tokens_per_s": tokens_per_s,
             "perf/step_time_p50_s": times.median_s,

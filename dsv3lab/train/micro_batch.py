@@ -53,19 +53,24 @@ class Choice:
         return [*rows, f"train.micro_batch=auto: {self.micro_batch} sequences at once"]
 
 
-def choose(batch_size: int, needs: Callable[[int], int | None], *, free_bytes: int) -> Choice:
+def choose(
+    batch_size: int, needs: Callable[[int], int | None], *, free_bytes: int, smaller: Sequence[int] = ()
+) -> Choice:
     """The largest divisor of `batch_size` whose step needs at most `SHARE` of `free_bytes`.
 
     Args:
         batch_size: sequences in one optimizer step on this device.
         needs: micro-batch -> bytes of its step, see `step_bytes`; `None` if it cannot even be compiled.
         free_bytes: memory that is free on the device before the step's arguments are there.
+        smaller: batch sizes of the ramp, which must split, too, or be one part.
 
     Raises:
         ConfigError: if not even one sequence at a time fits.
     """
     limit, tried = int(SHARE * free_bytes), []
     for micro_batch in divisors(batch_size):
+        if any(size > micro_batch and size % micro_batch for size in smaller):
+            continue
         need = needs(micro_batch)
         tried.append(Tried(micro_batch, need, fits=need is not None and need <= limit))
         if tried[-1].fits:

@@ -15,13 +15,15 @@ from dsv3lab.config import TrainConfig
 def schedule(config: TrainConfig, sequence_length: int) -> Callable[[Int[Array, ""] | int], Float[Array, ""]]:
     """Step (from 0) -> learning rate: linear warm-up, constant, cosine, constant, lower constant.
 
-    The corners are fractions of the steps that the token budget buys. Update number n = step + 1 is what is counted,
-    so the first update is not wasted on a rate of 0 and the last one lies at the end of the budget.
+    The corners are fractions of the tokens of the whole run, which are those of its steps where the batch does not grow.
+    Update number n = step + 1 is what is counted, so the first update is not wasted on a rate of 0 and the last one lies
+    at the end of the budget.
     """
     total, shape = config.steps(sequence_length), config.schedule
+    done_before = share_done(config, sequence_length)
 
     def learning_rate(step: Int[Array, ""] | int) -> Float[Array, ""]:
-        done = (jnp.asarray(step) + 1) / total
+        done = done_before(jnp.asarray(step) + 1)
         warm = shape.peak_lr * done / max(shape.warmup, 1 / total)
         along = jnp.clip((done - shape.constant) / max(shape.cosine - shape.constant, 1 / total), 0.0, 1.0)
         fall = shape.final_lr + (shape.peak_lr - shape.final_lr) * 0.5 * (1 + jnp.cos(math.pi * along))
@@ -29,6 +31,23 @@ def schedule(config: TrainConfig, sequence_length: int) -> Callable[[Int[Array, 
         return jnp.where(done > shape.tail, shape.tail_lr, body).astype(jnp.float32)
 
     return learning_rate
+
+
+def share_done(config: TrainConfig, sequence_length: int) -> Callable[[Int[Array, ""]], Float[Array, ""]]:
+    """Step (from 0) -> share of the run's tokens that were taken before it, in float32."""
+    ramp = config.ramp(sequence_length)
+    windows, last = ramp.windows(ramp.steps), len(ramp.pieces) - 1
+    if not last:
+        return lambda step: step / ramp.steps
+
+    def share(step: Int[Array, ""]) -> Float[Array, ""]:
+        parts = [
+            jnp.clip(step - piece.step, 0, None if number == last else piece.steps) * (piece.batch_size / windows)
+            for number, piece in enumerate(ramp.pieces)
+        ]
+        return sum(parts[1:], parts[0])
+
+    return share
 
 
 def decay_mask(params: Any) -> Any:

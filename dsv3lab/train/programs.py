@@ -14,13 +14,14 @@ from dsv3lab.train import debug, guard, micro_batch, validation
 from dsv3lab.train.step import TrainState, train_step
 
 
-@ft.lru_cache(maxsize=4)
+@ft.lru_cache(maxsize=8)
 def step(
     model: ModelConfig,
     train: TrainConfig,
     *,
     length: int,
     execution: Execution,
+    batch_size: int | None = None,
     nan_at: tuple[int, ...] = (),
     debugging: bool = False,
 ) -> Any:
@@ -31,6 +32,7 @@ def step(
         train: how, with a number for `micro_batch`.
         length: targets of one window.
         execution: how the model's mathematics is carried out.
+        batch_size: sequences of a step for which it is compiled; `None`: the whole batch, after any ramp.
         nan_at: steps that come out as NaN on purpose, see `guard.nan_at`.
         debugging: not compiled, but run operation by operation; the state stays as it is.
     """
@@ -42,7 +44,7 @@ def step(
     if debugging:
         return debug.without_jit(step)
     state = TrainState.abstract(model, train, sequence_length=length)
-    return jax.jit(step, donate_argnums=0).lower(state, _windows(train.batch_size, length)).compile()
+    return jax.jit(step, donate_argnums=0).lower(state, _windows(batch_size or train.batch_size, length)).compile()
 
 
 @ft.lru_cache(maxsize=4)
@@ -85,7 +87,8 @@ def settled(
         options: Any = {"length": config.data.sequence_length, "execution": execution, "nan_at": nan_at}
         return micro_batch.step_bytes(lambda: step(config.model, _with_micro_batch(config, size).train, **options))
 
-    choice = micro_batch.choose(batch_size, needs, free_bytes=micro_batch.free_bytes())
+    sizes = config.train.batch_sizes
+    choice = micro_batch.choose(batch_size, needs, free_bytes=micro_batch.free_bytes(), smaller=sizes[:-1])
     return _with_micro_batch(config, choice.micro_batch), choice
 
 

@@ -1,6 +1,7 @@
 """One optimizer step as a pure function: gradients over micro-batches, AdamW, and the router-bias update."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import equinox as eqx
@@ -136,6 +137,19 @@ def apply(
     return TrainState(model=model, opt_state=opt_state, step=state.step + 1), step_metrics
 
 
+def weights_at(config: TrainConfig, step: Int[Array, ""], sequence_length: int) -> TrainConfig:
+    """`config` with the weights of the loss that hold at `step`, after the changes of its schedule.
+
+    Each change begins with the first step whose tokens lie behind its place in the budget. Without changes `config`
+    itself, and the program holds its numbers.
+    """
+    ramp, weights = config.ramp(sequence_length), {}
+    for change in config.schedule.changes:
+        before = weights.get(change.name, getattr(config.loss, change.name))
+        weights[change.name] = jnp.where(step >= ramp.step_at(change.after), jnp.float32(change.value), before)
+    return replace(config, loss=replace(config.loss, **weights)) if weights else config
+
+
 def _same(tree: Any) -> Any:
     return tree
 
@@ -170,7 +184,7 @@ def train_step(
     Args:
         state: where training stands.
         windows: sequences of `sequence_length` + 1 tokens, this device's share of the batch.
-        config: how to train; `config.batch_size` is not read here, the batch is what `windows` holds.
+        config: how to train; of the batch sizes only the place in the budget is read, the batch is what `windows` holds.
         sequence_length: targets of one window, which turns the token budget into steps.
         execution: how the model's mathematics is carried out.
         sum_data: sum of integer loads over the data-parallel devices (`jax.lax.psum`).
@@ -196,6 +210,7 @@ def observed_step(
 ) -> tuple[TrainState, dict[str, Any]]:
     """`train_step` that lets the mean gradient of the whole batch out too, as `grads` among the metrics."""
     key = dropout_key(config, state.step, shard())
+    config = weights_at(config, state.step, sequence_length)
     grads, parts = gradients(state.model, windows, config=config, key=key, execution=execution)
     loads = sum_data(parts.loads)
     means = mean_data((grads, parts.total, parts.main, parts.mtp, parts.balance))

@@ -40,6 +40,7 @@ FIGURES: dict[str, Figure] = {
         marks={"a": [(0, 1), (1, 2)]},
     ),
     "log_both": plots.lines({"a": ([1, 100], [1.0, 1e-6])}, title="t", x="x", y="y", log_x=True, log_y=True),
+    "panels": plots.panels([0, 1, 2], {"a (m)": [1.0, 2.0, 2.0], "b (s)": [0.0, 0.0, 3.0]}, title="t", x="x"),
     "wide": plots.matrix([[1.0, np.nan, 3.0]], title="t", x="x", y="y", unit="u"),
 }
 
@@ -92,6 +93,7 @@ def test_loss_leaves_gaps_where_nothing_is_finite() -> None:
         lambda: plots.heat(np.ones((2, 3)), steps=[1], title="t"),
         lambda: plots.matrix(np.ones(3), title="t", x="x", y="y", unit="u"),
         lambda: plots.matrices({"a": np.eye(2), "b": np.eye(3)}, title="t", x="x", y="y", unit="u"),
+        lambda: plots.panels([1], {"a": [1.0, 2.0]}, title="t", x="x"),
     ],
 )
 def test_shapes_that_do_not_fit_are_named(make: Any) -> None:

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from dsv3lab import train
-from dsv3lab.config import ConfigError, plain
+from dsv3lab.config import ConfigError, Ramp, plain
 from dsv3lab.train import __main__ as command
 from dsv3lab.train import checkpoint, guard, loop, micro_batch, programs, reports
 from tests import builders
@@ -56,7 +56,7 @@ class Recorder:
 class Untouched(builders.FakeDataset):
     """A dataset of which no training batch may be drawn."""
 
-    def batch_at(self, step: int, *, batch_size: int) -> np.ndarray:
+    def batch_at(self, step: int, *, batch_size: int | Ramp) -> np.ndarray:
         assert step >= STEPS, f"batch {step} was drawn"
         return super().batch_at(step, batch_size=batch_size)
 
@@ -402,7 +402,7 @@ class Terminating(builders.FakeDataset):
 
     number: signal.Signals = signal.SIGTERM
 
-    def batch_at(self, step: int, *, batch_size: int) -> np.ndarray:
+    def batch_at(self, step: int, *, batch_size: int | Ramp) -> np.ndarray:
         if step == 3:
             os.kill(os.getpid(), self.number)
         return super().batch_at(step, batch_size=batch_size)

@@ -1,0 +1,94 @@
+"""Bytes of a training step in closed form: what goes in and out, and what recomputation leaves to keep.
+
+Exact, as integers; what a compiler needs in between (its temporaries) is no part of it.
+"""
+
+from typing import Literal
+
+from dsv3lab.config import ModelConfig, TrainConfig
+from dsv3lab.plan.count import parameters
+
+WORD = 4
+"""Bytes of a float32 or int32."""
+_COUNTERS = 3
+"""Steps done, updates of Adam and updates of the schedule."""
+
+
+def state_bytes(config: ModelConfig, train: TrainConfig) -> dict[str, int]:
+    """The state of training by part: float32 weights, router biases, both moments of AdamW, counters.
+
+    The moments stand over everything but the router biases, which the optimizer never sees.
+    """
+    counts = parameters(config)
+    layers = config.num_moe_layers + config.num_nextn_predict_layers
+    biases = layers * config.n_routed_experts * config.has_router_bias
+    weights = counts.total + counts.mtp - biases
+    moment = {"float32": 4, "bfloat16": 2}[train.optimizer.moments]
+    return {
+        "weights": WORD * weights,
+        "router biases": WORD * biases,
+        "moments": 2 * moment * weights,
+        "counters": WORD * _COUNTERS,
+    }
+
+
+def batch_bytes(sequences: int, *, sequence_length: int) -> int:
+    """Token ids of a batch; a window holds one token more than targets."""
+    return WORD * sequences * (sequence_length + 1)
+
+
+def metrics_bytes(config: ModelConfig) -> int:
+    """What a step returns beside the state: six numbers, dead experts, and MaxVio and loads of each MoE layer."""
+    layers = config.num_moe_layers + config.num_nextn_predict_layers
+    return WORD * (7 + layers * (1 + config.n_routed_experts))
+
+
+def residual_bytes(
+    config: ModelConfig, *, remat: Literal["full", "products", "report"], sequences: int, sequence_length: int
+) -> dict[str, int]:
+    """What a gradient in float32 keeps for its backward pass beside its arguments, by part; layers in a scan.
+
+    layers: of each unit of blocks its input, and what the policy keeps (`dsv3lab.parallel.remat`): the outputs of the
+        products that something in the unit reads again. The last product of a layer is read by the next unit only,
+        which keeps it as its input.
+    mtp: the same of the MTP modules, whose unit begins with the joined states and ends with a norm, for which the last
+        products are kept, too.
+    head: the loss makes the gradient of the head and of the hidden states on its way forward.
+    rest: norms outside the units (three arrays of the states' size, two numbers for each token, the scale), rotary
+        angles, token ids and a mask of one byte for each token and MTP module.
+
+    Args:
+        config: the model, with units of one block (no `dense_layer_interval`).
+        remat: the policy; what "none" keeps is a matter of the differentiated program alone, and counted there.
+        sequences: sequences of one micro-batch.
+        sequence_length: targets of one of them.
+    """
+    d, tokens, depths = config.hidden_size, sequences * sequence_length, config.num_nextn_predict_layers
+    attention, dense, experts, last = _kept(config, remat)
+    units = (
+        config.num_hidden_layers * (d + attention) + config.num_dense_layers * dense + config.num_moe_layers * experts
+    )
+    joined = 2 * d + attention + experts + last
+    outside = 1 + 2 * depths  # the final norm, and those of hidden state and embedding before each MTP module
+    return {
+        "layers": WORD * tokens * units,
+        "mtp": WORD * tokens * depths * joined,
+        "head": WORD * (1 + depths) * (d * config.vocab_size + tokens * d),
+        "rest": WORD
+        * (outside * (3 * tokens * d + 2 * tokens + d) + sequence_length * config.qk_rope_head_dim + tokens)
+        + depths * tokens,
+    }
+
+
+def _kept(config: ModelConfig, remat: str) -> tuple[int, int, int, int]:
+    """Numbers kept for each token: by attention, a dense layer, an MoE layer, and behind the last block of an MTP module."""
+    if remat == "full":
+        return 0, 0, 0, 0
+    d, heads = config.hidden_size, config.num_attention_heads
+    query_up, latent_up = heads * config.qk_head_dim, heads * (config.qk_nope_head_dim + config.v_head_dim)
+    ups = query_up + latent_up if remat == "products" else 0
+    down = (config.q_lora_rank or 0) + config.kv_lora_rank + config.qk_rope_head_dim
+    attention = down + ups + heads * config.v_head_dim + d
+    shared, top = config.n_shared_experts, config.num_experts_per_tok
+    experts = 2 * config.moe_intermediate_size * (shared + top)
+    return attention, 2 * config.intermediate_size, experts, d * (top + bool(shared))
