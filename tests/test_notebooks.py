@@ -23,7 +23,15 @@ STAGES = {
 }
 # Gates that hold at any size; those on speed, loss and balance need the sizes of the default profile.
 EXACT = {
-    1: {"mla_error", "mla_causality", "mla_cache_v3", "routing_error", "routing_choice"},
+    1: {
+        "mla_error",
+        "mla_causality",
+        "mla_cache_v3",
+        "routing_error",
+        "routing_choice",
+        "museum_error",
+        "museum_visible",
+    },
     2: {"train_finite", "resume_bitwise", "resume_kills", "resume_damage"},
     3: {"dp_gradient", "dp_loads", "dp_bias", "dp_bytes"},
     4: {"restore_equal", "restore_generate"},
