@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -35,9 +36,9 @@ def test_a_mistake_still_fits_the_code(mistake: Mistake) -> None:
 
 
 def test_a_text_that_is_gone_is_refused_by_name() -> None:
-    gone = Mistake(**(vars(MISTAKES[0]) | {"right": "no such text"}))
-    with pytest.raises(ValueError, match=f"'zero_mask': its text stands 0 times in {gone.file}"):
-        load(Mistake(**(vars(gone) | {"name": "zero_mask"})))
+    gone = replace(MISTAKES[0], name="gone", right="no such text")
+    with pytest.raises(ValueError, match=f"'gone': its text stands 0 times in {gone.file}"):
+        load(gone)
 
 
 def copy_of(root: Path, mistake: Mistake | None) -> Path:
