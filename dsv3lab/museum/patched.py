@@ -8,7 +8,7 @@ and the model holds no switch.
 import importlib
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.abc import Loader, MetaPathFinder
@@ -86,9 +86,7 @@ class _Finder(MetaPathFinder, Loader):
     alias: str
     mistake: Mistake | None
 
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
         del path, target
         if fullname.partition(".")[0] != self.alias:
             return None
