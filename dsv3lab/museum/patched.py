@@ -67,7 +67,9 @@ def load(mistake: Mistake | None) -> Patched:
 def source(path: Path, mistake: Mistake | None) -> str:
     """The text of one of our files, with `mistake` in it if it belongs there."""
     text = path.read_text()
-    for file, right, wrong in () if mistake is None else mistake.edits:
+    if mistake is None:
+        return text
+    for file, right, wrong in mistake.edits:
         if path != ROOT / file:
             continue
         if text.count(right) != 1:
