@@ -138,6 +138,8 @@ def run_config(
             bench_tokens=128,
             routing_steps=1,
             mtp_steps=2,
+            museum_steps=1,
+            museum_lessons=0,
             resume_steps=4,
             parallel_steps=1,
             generate_tokens=1,

@@ -17,7 +17,7 @@ from tests.limits import pytest_runtest_makereport as pytest_runtest_makereport
 
 DEVICES = 8
 # The rooms whose array shapes are checked at run time. The half without JAX is left out: its tests feed it junk on purpose.
-CHECKED = ("model", "program", "data", "parallel", "train", "infer", "eval", "measure")
+CHECKED = ("model", "program", "data", "parallel", "train", "infer", "eval", "museum", "measure")
 
 
 def _environment() -> Path:

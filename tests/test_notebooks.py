@@ -27,6 +27,7 @@ EXACT = {
         *("mla_error", "mla_causality", "mla_cache_v3", "routing_error", "routing_choice"),
         *("rope_error", "rope_relative", "rope_yarn", "rope_unseen", "rope_scale"),
         *("mtp_error", "mtp_influence"),
+        *("museum_error", "museum_visible"),
     },
     2: {
         *("train_finite", "resume_bitwise", "resume_kills", "resume_damage"),

@@ -27,6 +27,7 @@ ARROWS: dict[str, set[str]] = {
     "train": _MODEL | {"parallel", "data"},
     "infer": _MODEL | {"parallel"},
     "eval": _MODEL | {"parallel", "data", "train", "infer"},
+    "museum": _MODEL | {"train"},
     "workbook": {"config", "plan", "plots"},
     "cli": {"config", "plan", "plots", "workbook"},
     "__main__": {"cli"},

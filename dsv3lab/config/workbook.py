@@ -214,6 +214,8 @@ class ProfileConfig:
     bench_tokens: int = within(128, unit="tokens", doc="tokens of the expert-layer benchmark in phase 1")
     routing_steps: int = within(1, unit="steps", doc="optimizer steps of each balance method in phase 1")
     mtp_steps: int = within(2, unit="steps", doc="optimizer steps with MTP and without in phase 1")
+    museum_steps: int = within(1, unit="steps", doc="optimizer steps with each mistake of the museum in phase 1")
+    museum_lessons: int = within(0, doc="mistakes that are trained with, beside the right code")
     resume_steps: int = within(4, unit="steps", doc="optimizer steps of the kill-and-resume run in phase 2")
     parallel_steps: int = within(1, unit="steps", doc="optimizer steps compared between one device and many in phase 3")
     generate_tokens: int = within(1, unit="tokens", doc="tokens generated for each prompt in phase 4")

@@ -128,6 +128,7 @@ def bars(
     unit: str,
     references: Mapping[str, float] | None = None,
     better: str = "",
+    log_x: bool = False,
 ) -> Figure:
     """Horizontal bars: ours in colour, references in grey, each with its number.
 
@@ -137,6 +138,7 @@ def bars(
         unit: what the numbers are.
         references: name -> value of what ours is compared with.
         better: "lower" or "higher", said on the axis.
+        log_x: logarithmic numbers.
     """
     others = dict(references or {})
     names = [*values, *others]
@@ -148,6 +150,8 @@ def bars(
         axes.bar_label(drawn, labels=[f"{height:.4g}" for height in heights], padding=4, fontsize=9)
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
+        if log_x:
+            axes.set_xscale("log")
         axes.margins(x=0.12)
         axes.grid(axis="y", visible=False)
         axes.set(title=title, xlabel=f"{unit} ({better} is better)" if better else unit)

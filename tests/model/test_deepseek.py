@@ -14,6 +14,8 @@ from tests.tolerances import MODEL_ATOL, MODEL_RTOL
 
 CONFIG = model_config(num_nextn_predict_layers=2)
 MODEL: DeepSeek = random_model(CONFIG)
+# Away from one, or the state before the final norm would do for MTP as well as the one after it.
+MODEL = eqx.tree_at(lambda m: m.norm.weight, MODEL, jnp.linspace(0.5, 1.5, CONFIG.hidden_size))
 BATCH, SEQ = 2, 8
 TOKENS = jnp.asarray(np.random.default_rng(3).integers(0, CONFIG.vocab_size, (BATCH, SEQ)), jnp.int32)
 BIAS = jnp.asarray(np.random.default_rng(4).normal(size=(4, CONFIG.n_routed_experts)) * 0.1, jnp.float32)

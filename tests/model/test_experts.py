@@ -10,11 +10,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dsv3lab.model import Execution, Experts
+from dsv3lab.model import Execution, Experts, MoE
+from dsv3lab.model import reading as reference
 from dsv3lab.model.exchange import expert_order, local_exchange
 from dsv3lab.model.grouped import BLOCK, REMAINDER, grouped_matmul
-from tests.builders import model_config
-from tests.tolerances import GROUPED_ATOL, MODEL_ATOL
+from tests.builders import model_config, random_model
+from tests.tolerances import GROUPED_ATOL, MODEL_ATOL, ROUTING_RTOL
 
 ROWS, INNER, OUTER, EXPERTS = 2 * BLOCK + 44, 6, 5, 4
 RNG = np.random.default_rng(0)
@@ -110,3 +111,22 @@ def test_exchange_is_the_gated_sum_over_chosen_experts_with_its_gradient() -> No
         for f in (sorted_sum, plain_sum)
     ]
     jax.tree.map(ft.partial(np.testing.assert_allclose, atol=MODEL_ATOL, rtol=MODEL_ATOL), *both)
+
+
+def test_an_expert_layer_is_that_of_the_numpy_reading() -> None:
+    """With biases that matter and a last token that does not count; in single operations, so nothing is compiled."""
+    seq, config = 24, model_config(n_routed_experts=8, n_group=4, topk_group=2)
+    model = random_model(config)
+    layer: MoE = jax.tree.map(lambda a: a[0], model.stacks[1].unit[0].ffn)
+    bias = jnp.asarray(np.random.default_rng(1).normal(scale=0.3, size=8), jnp.float32)
+    layer = eqx.tree_at(lambda moe: moe.router.bias, layer, bias)
+    x = np.random.default_rng(2).normal(size=(1, seq, config.hidden_size)).astype(np.float32)
+    plain = Execution(grouped_matmul=ft.partial(grouped_matmul, implementation="reference"))
+    out, seen = layer(jnp.asarray(x), valid=jnp.arange(seq)[None] < seq - 1, execution=plain)
+    wanted, chosen, scores = reference.moe(layer, x[0].astype(float), config)
+    assert seen.ids.tolist() == chosen
+    np.testing.assert_allclose(seen.scores, scores, rtol=10 * ROUTING_RTOL)
+    np.testing.assert_allclose(out[0], wanted, atol=MODEL_ATOL)
+    np.testing.assert_array_equal(seen.loads, np.bincount(np.ravel(chosen[:-1]), minlength=8))
+    balance = reference.balance(scores[:-1], top=config.num_experts_per_tok)
+    np.testing.assert_allclose(seen.balance, balance, rtol=10 * ROUTING_RTOL)

@@ -11,6 +11,8 @@ LEARNING = ("train_bigram", "train_gzip_context", "train_gzip_document", "train_
 SCALING_HERE = ("phase.gates.dp_scaling.requires.device=cpu", "phase.gates.dp_scaling.threshold=0.04")
 FEW_TOKENS, SOME_TOKENS = "train.tokens=24576", "train.tokens=409600"
 
+MUSEUM_SHORT = ("profile.museum_steps=1", "profile.museum_lessons=0")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Mutation:
@@ -201,6 +203,37 @@ MUTATIONS = (
         gates=("mtp_throughput",),
         also=("mtp_loss",),
         overrides=("profile.mtp_steps=4",),
+    ),
+    Mutation(
+        phase=1,
+        stage="museum",
+        what="SwiGLU has another nonlinearity",
+        file="dsv3lab/model/layers.py",
+        old="return jax.nn.silu(gate) * up",
+        new="return jax.nn.gelu(gate) * up",
+        gates=("museum_error",),
+        overrides=MUSEUM_SHORT,
+    ),
+    Mutation(
+        phase=1,
+        stage="museum",
+        what="the mistakes are not put in",
+        file="dsv3lab/museum/patched.py",
+        old="text = text.replace(right, wrong)",
+        new="text = text.replace(right, right)",
+        gates=("museum_visible",),
+        overrides=MUSEUM_SHORT,
+    ),
+    Mutation(
+        phase=1,
+        stage="museum",
+        what="a callback of somebody's debugging holds up every forward pass",
+        file="dsv3lab/model/mtp.py",
+        old="    batch, seq, width = embedded.shape\n",
+        new="    batch, seq, width = embedded.shape\n"
+        '    jax.debug.callback(lambda _: __import__("time").sleep(2), embedded[0, 0, 0])\n',
+        gates=("museum_throughput",),
+        overrides=MUSEUM_SHORT,
     ),
     Mutation(
         phase=2,

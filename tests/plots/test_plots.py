@@ -28,6 +28,7 @@ FIGURES: dict[str, Figure] = {
     "heat": plots.heat(np.ones((5, 8)), steps=[0, 10, 20, 30, 40], title="t"),
     "heat_once": plots.heat([[1.0, 2.0]], steps=[3], title="t"),
     "bars": plots.bars({"ours": 1.8}, title="t", unit="bits per byte", references={"gzip": 2.3}, better="lower"),
+    "bars_log": plots.bars({"a": 1e-4, "b": 10.0}, title="t", unit="of the largest", log_x=True),
     "matrix": plots.matrix(
         np.eye(4), title="t", x="token", y="loss", unit="change", ticks=(list("abcd"), list("efgh"))
     ),

@@ -34,6 +34,22 @@ def test_the_sign_is_taken_after_the_sum() -> None:
     assert np.array_equal(whole, [[-1.0, 1.0]])
 
 
+def test_loads_of_micro_batches_are_summed_before_the_sign(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same two through `gradients`, with an objective that only reports loads."""
+    first, second = jnp.asarray([[9, 1]]), jnp.asarray([[4, 6]])
+
+    def compute(model, part, **options):  # noqa: ANN001, ANN003, ANN202
+        zero = jnp.sum(model.head) * 0
+        loads = jnp.where(part[0, 0] == 0, first, second)
+        return zero, losses.Losses(total=zero, main=zero, mtp=zero, balance=zero, loads=loads)
+
+    monkeypatch.setattr(losses, "compute", compute)
+    model = builders.random_model(builders.model_config(num_hidden_layers=1, num_nextn_predict_layers=0))
+    windows = jnp.arange(2)[:, None] * jnp.ones((1, LENGTH + 1), jnp.int32)
+    _, parts = step.gradients(model, windows, config=builders.train_config(micro_batches=2))
+    assert np.array_equal(parts.loads, first + second)
+
+
 @pytest.mark.limit(60)  # compiles the update of every leaf
 def test_gamma_zero_leaves_the_bias_bitwise_through_the_optimizer() -> None:
     model = builders.model_config(num_hidden_layers=1, first_k_dense_replace=0, num_nextn_predict_layers=0)
