@@ -90,7 +90,7 @@ def _forward(copy: Patched, specimen: Specimen) -> dict[str, Any]:
 
 def _step(copy: Patched, specimen: Specimen) -> dict[str, Any]:
     """The router biases after a few steps of two unequal micro-batches, whose loads are given."""
-    config = replace(specimen.at_peak, micro_batches=2)
+    config = replace(specimen.at_peak, micro_batch=1)
     model = copy.adopt(specimen.model, specimen.config)
     rows, experts = specimen.model.bias().shape
     # Expert 0 gets most tokens of one micro-batch and, one by one, a few less than its share of the other.

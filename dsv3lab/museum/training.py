@@ -29,7 +29,7 @@ def train(copy: Patched, specimen: Specimen, batches: np.ndarray) -> Lesson:
     All steps are one program, compiled without costly passes, since it runs once.
     """
     length = batches.shape[-1] - 1
-    config = replace(specimen.at_peak, micro_batches=1, batch_size=batches.shape[1])
+    config = replace(specimen.at_peak, micro_batch=None, batch_size=batches.shape[1])
     model = copy.adopt(specimen.model, specimen.config)
     state = copy.step.TrainState.of(model, config, sequence_length=length)
 

@@ -386,6 +386,18 @@ MUTATIONS = (
         also=("schedule_corners",),
     ),
     Mutation(
+        phase=2,
+        stage="schedule",
+        what="a batch behind the ramp takes two seconds to read",
+        file="dsv3lab/train/loop.py",
+        old="return jnp.asarray(self.dataset.batch_at(step, batch_size=self.ramp))",
+        new="time.sleep(2 * (len(self.train.batch_sizes) > 1))\n"
+        "        return jnp.asarray(self.dataset.batch_at(step, batch_size=self.ramp))",
+        gates=("schedule_throughput",),
+        overrides=("profile.schedule_tokens=16384",),
+        also=("schedule_loss",),
+    ),
+    Mutation(
         phase=3,
         stage="data_parallel",
         what="gradients are added instead of averaged",

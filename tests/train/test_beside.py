@@ -14,7 +14,7 @@ from tests.builders import FakeDataset, model_config, random_model, run_config, 
 @pytest.mark.limit(120)  # compiles two training steps
 def test_sides_whose_mtp_loss_weighs_nothing_learn_the_same_next_token() -> None:
     steps = 4
-    train = train_config(micro_batches=1)
+    train = train_config(micro_batch=None)
     train = replace(train, loss=replace(train.loss, mtp_weight=0.0, balance_alpha=0.0))
     model, seen, lines = random_model(model_config()), [], []
     with_mtp, without = with_and_without_mtp(

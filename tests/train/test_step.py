@@ -46,7 +46,7 @@ def test_loads_of_micro_batches_are_summed_before_the_sign(monkeypatch: pytest.M
     monkeypatch.setattr(losses, "compute", compute)
     model = builders.random_model(builders.model_config(num_hidden_layers=1, num_nextn_predict_layers=0))
     windows = jnp.arange(2)[:, None] * jnp.ones((1, LENGTH + 1), jnp.int32)
-    _, parts = step.gradients(model, windows, config=builders.train_config(micro_batches=2))
+    _, parts = step.gradients(model, windows, config=builders.train_config(micro_batch=1))
     assert np.array_equal(parts.loads, first + second)
 
 

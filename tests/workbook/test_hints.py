@@ -27,7 +27,7 @@ KEY = re.compile(rf"(?<![\w./])((?:{SECTIONS})(?:\.\w+)+)(=[\w.+-]+)?")
         (
             "JaxRuntimeError: RESOURCE_EXHAUSTED: Out of memory allocating 4398046511104 bytes.",
             [],
-            "memory ran out: raise",
+            "memory ran out: lower",
         ),
         ("MemoryError: Unable to allocate 8.00 TiB", [], "train.micro_batch"),
         ("DeadKernelError: Kernel died", ["epoch 1"], "dmesg"),

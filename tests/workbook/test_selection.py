@@ -99,7 +99,7 @@ def of(runs: Path, stage: str, phase: str = "phase1") -> record.StageOutcome:
 def test_resume_reuses_what_stands_and_says_so_everywhere(
     conf: Path, runs: Path, child: type[InProcess], store: Any, capsys: Any
 ) -> None:
-    (conf / "tracking" / "mlflow.yaml").write_text("{enabled: true, experiment: dsv3lab, flush_s: 0.2}")
+    (conf / "tracking" / "mlflow.yaml").write_text("{enabled: true, experiment: dsv3lab, flush_s: 0.2, also: []}")
     assert ran(conf, child, "resume=true") == ["phase1/a", "phase1/b"]
     assert of(runs, "a").inputs["anew"] == "there is no earlier execution of it"
     first = lab.the_run(runs)

@@ -48,7 +48,7 @@ def test_a_waiver_lets_a_failed_gate_through_and_is_shown_everywhere(
     repository: Path, runs: Path, child: type[InProcess], store: Any, capsys: Any
 ) -> None:
     conf = repository
-    (conf / "tracking" / "mlflow.yaml").write_text("{enabled: true, experiment: dsv3lab, flush_s: 0.2}")
+    (conf / "tracking" / "mlflow.yaml").write_text("{enabled: true, experiment: dsv3lab, flush_s: 0.2, also: []}")
     write(conf)
     git(conf, "add", "-A")
     git(conf, "commit", "-qm", "waive")
