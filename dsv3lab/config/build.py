@@ -94,10 +94,13 @@ def digest(config: Any) -> str:
 
 
 def diff(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
-    """The keys on which two configs differ, as dotted path -> (old, new); `None` where a side lacks the key."""
+    """The keys on which two configs differ, as dotted path -> (old, new); `None` where a side lacks the key.
+
+    What is `None` may say so by its absence, so that these two are no difference.
+    """
     left, right = dict(_leaves(plain(old), "")), dict(_leaves(plain(new), ""))
     keys = sorted(left.keys() | right.keys())
-    return {k: (left.get(k), right.get(k)) for k in keys if left.get(k) != right.get(k) or (k in left) != (k in right)}
+    return {key: (left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)}
 
 
 def _leaves(value: Any, path: str) -> typing.Iterator[tuple[str, Any]]:

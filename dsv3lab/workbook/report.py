@@ -263,7 +263,7 @@ def _configuration(config: RunConfig) -> str:
         value = plain(getattr(config, section))
         if section == "phase":  # gates and stages stand above
             value = {key: value[key] for key in ("number", "title", "requires_phase", "seed")}
-        lines = "\n".join(f"{key}: {item}" for key, item in _flat(value, ""))
+        lines = "\n".join(f"{key or section}: {item}" for key, item in _flat(value, ""))
         parts.append(f"<details><summary>{_e(section)}</summary><pre>{_e(lines)}</pre></details>")
     return "".join(parts)
 
