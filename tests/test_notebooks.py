@@ -27,6 +27,7 @@ EXACT = {
         *("mla_error", "mla_causality", "mla_cache_v3", "routing_error", "routing_choice"),
         *("rope_error", "rope_relative", "rope_yarn", "rope_unseen", "rope_scale"),
         *("mtp_error", "mtp_influence"),
+        *("fp8_casts", "fp8_products", "fp8_promotion"),
     },
     2: {
         *("train_finite", "resume_bitwise", "resume_kills", "resume_damage"),
