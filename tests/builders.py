@@ -124,6 +124,9 @@ def run_config(
             mtp_windows=1,
             memory_sequences=2,
             ramp=configs.BatchRampConfig(start=2, until=0.5, stairs=1),
+            fp8=configs.Fp8StudyConfig(
+                layers=1, heads=1, hidden_size=128, inner_size=128, head_width=128, batch_size=1, seeds=2, length=128
+            ),
         ),
         precision=configs.PrecisionConfig(products="float32", activations="float32"),
         parallel=configs.ParallelConfig(data=1, simulated=True),
@@ -140,6 +143,7 @@ def run_config(
             mtp_steps=2,
             museum_steps=1,
             museum_lessons=0,
+            fp8_steps=2,
             resume_steps=4,
             parallel_steps=1,
             generate_tokens=1,

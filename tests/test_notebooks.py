@@ -28,6 +28,7 @@ EXACT = {
         *("rope_error", "rope_relative", "rope_yarn", "rope_unseen", "rope_scale"),
         *("mtp_error", "mtp_influence"),
         *("museum_error", "museum_visible"),
+        *("fp8_casts", "fp8_products", "fp8_promotion"),
     },
     2: {
         *("train_finite", "resume_bitwise", "resume_kills", "resume_damage"),

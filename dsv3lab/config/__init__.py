@@ -27,6 +27,7 @@ from dsv3lab.config.train import ChangeConfig as ChangeConfig
 from dsv3lab.config.train import CheckpointConfig as CheckpointConfig
 from dsv3lab.config.train import DropoutConfig as DropoutConfig
 from dsv3lab.config.train import EvalConfig as EvalConfig
+from dsv3lab.config.train import Fp8StudyConfig as Fp8StudyConfig
 from dsv3lab.config.train import LossConfig as LossConfig
 from dsv3lab.config.train import OptimizerConfig as OptimizerConfig
 from dsv3lab.config.train import ParallelConfig as ParallelConfig

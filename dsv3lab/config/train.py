@@ -184,6 +184,29 @@ class EvalConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Fp8StudyConfig:
+    """The model that is trained in several number formats; every side of its matrices is a multiple of an FP8 tile."""
+
+    layers: int = within(1, doc="its layers, all with experts")
+    heads: int = within(1, doc="its attention heads")
+    hidden_size: int = within(128, doc="its width")
+    inner_size: int = within(128, doc="inner width of each expert, and of the queries' latent and the keys' latent")
+    head_width: int = within(2, doc="width of a head's queries, keys and values, with and without rotation")
+    batch_size: int = within(1, unit="sequences", doc="batch of each training")
+    seeds: int = within(
+        2, doc="bfloat16 trainings from different weights, whose spread the difference is compared with"
+    )
+    length: int = within(128, unit="products", doc="longest sum whose accumulation is emulated [report 3.3.2]")
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "inner_size"):
+            if getattr(self, name) % 128:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not a multiple of 128, the side of an FP8 tile")
+        if self.heads * self.head_width % 128:
+            raise ConfigError(f"head_width: {self.heads} heads of {self.head_width} do not fill FP8 tiles of 128")
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudyConfig:
     """Parts that phase 1 looks at on their own: balance methods side by side, and one expert layer against another."""
 
@@ -202,6 +225,7 @@ class StudyConfig:
     memory_sequences: int = within(1, unit="sequences", doc="sequences of the gradients whose memory is compared")
     ramp: BatchRampConfig
     """The growing batch that phase 2 compares with a constant one."""
+    fp8: Fp8StudyConfig
 
 
 @dataclass(frozen=True, kw_only=True)

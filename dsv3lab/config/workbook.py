@@ -24,13 +24,15 @@ WHOLE = "phase"
 
 @dataclass(frozen=True, kw_only=True)
 class RequiresConfig:
-    """The hardware on which a gate means something, and the profile, if it is about one only."""
+    """The hardware on which a gate means something, and the profile or least training, if it is about these only."""
 
     device: Literal["any", "cpu", "gpu"]
     """Kind of device; on another one the gate is skipped."""
     count: int = within(1, unit="devices", doc="devices needed")
     profile: str | None = None
     """The only profile whose sizes it judges (absent: every one)."""
+    tokens: int | None = None
+    """Fewest tokens of training, as the stage's metric `train/tokens` says; after fewer it is skipped (absent: none)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,6 +218,7 @@ class ProfileConfig:
     mtp_steps: int = within(2, unit="steps", doc="optimizer steps with MTP and without in phase 1")
     museum_steps: int = within(1, unit="steps", doc="optimizer steps with each mistake of the museum in phase 1")
     museum_lessons: int = within(0, doc="mistakes that are trained with, beside the right code")
+    fp8_steps: int = within(2, unit="steps", doc="optimizer steps in each number format in phase 1")
     resume_steps: int = within(4, unit="steps", doc="optimizer steps of the kill-and-resume run in phase 2")
     parallel_steps: int = within(1, unit="steps", doc="optimizer steps compared between one device and many in phase 3")
     generate_tokens: int = within(1, unit="tokens", doc="tokens generated for each prompt in phase 4")

@@ -1,5 +1,6 @@
 """The network: parameters and mathematics, without I/O, sharding or collectives."""
 
+from dsv3lab.model.accumulate import accumulated_product as accumulated_product
 from dsv3lab.model.attention import MLA as MLA
 from dsv3lab.model.attention import attend as attend
 from dsv3lab.model.block import Block as Block

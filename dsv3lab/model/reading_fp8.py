@@ -1,10 +1,11 @@
 """The FP8 recipe of the DeepSeek-V3 report (3.3.1 to 3.3.3) read into plain NumPy and ml_dtypes, tile by tile.
 
-Written without looking at `fp8.py` and `linear.py`, which compute the same: what they are compared with in tests and in
-the notebook on FP8.
+Written without looking at `fp8.py`, `linear.py` and `accumulate.py`, which compute the same: what they are compared with
+in tests and in the notebook on FP8.
 """
 
 import math
+from fractions import Fraction
 from typing import Any
 
 import ml_dtypes
@@ -22,7 +23,7 @@ def e5m6(x: Array) -> Array:
     """The nearest numbers of 1 sign, 5 exponent and 6 fraction bits; what rounds to less than the smallest normal one is 0."""
     mantissa, exponent = np.frexp(np.clip(np.asarray(x, np.float32), -65024, 65024).astype(np.float64))
     rounded = np.ldexp(np.round(mantissa * 128) / 128, exponent)
-    return np.where(np.abs(rounded) < 2.0**-14, 0.0, rounded)
+    return np.where(np.abs(rounded) < 2.0**-14, 0.0 * rounded, rounded)  # keeps the sign of a zero
 
 
 def scale(amax: float, largest: float, power_of_two: bool) -> np.float32:
@@ -66,3 +67,33 @@ def grouped(x: Any, w: Any, dy: Any, sizes: list[int], *, place: str) -> tuple[A
     ]
     y, dx = (np.concatenate([part[i] for part in parts if part]) for i in (0, 1))
     return y, dx, np.stack([np.zeros(w[0].shape) if part is None else part[2] for part in parts])
+
+
+def _cut(value: Fraction, unit: Fraction) -> Fraction:
+    """`value` without what lies below `unit`, toward zero."""
+    return math.trunc(value / unit) * unit
+
+
+def _unit(values: list[Fraction], bits: int) -> Fraction:
+    """The place of the last of `bits` bits, counted from the leading bit of the largest of `values`."""
+    largest = max(abs(value) for value in values)
+    exponent = math.frexp(largest)[1] if largest else 0  # 2^(exponent - 1) <= largest < 2^exponent
+    return Fraction(2) ** (exponent - bits)
+
+
+def accumulated(x: Any, w: Any, *, bits: int, width: int, promote: int | None) -> Array:
+    """x w as tensor cores add it, in rational numbers: `width` products and the register at a time, in `bits` bits."""
+    x, w = np.asarray(x, np.float64), np.asarray(w, np.float64)
+    inner = x.shape[1]
+    out = np.zeros((x.shape[0], w.shape[1]), np.float32)
+    for row, column in np.ndindex(*out.shape):
+        products = [Fraction(a) * Fraction(b) for a, b in zip(x[row], w[:, column], strict=True)]
+        for first in range(0, inner, promote or inner):
+            interval, register = products[first : first + (promote or inner)], Fraction(0)
+            for start in range(0, len(interval), width):
+                addends = [register, *interval[start : start + width]]
+                unit = _unit(addends, bits)
+                total = sum((_cut(addend, unit) for addend in addends), Fraction(0))
+                register = _cut(total, max(unit, _unit([total], bits)))
+            out[row, column] += np.float32(float(register))
+    return out

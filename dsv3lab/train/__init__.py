@@ -11,6 +11,9 @@ from dsv3lab.train.difference import largest_relative_difference as largest_rela
 from dsv3lab.train.faults import reached as reached
 from dsv3lab.train.faults import run as run
 from dsv3lab.train.faults import saving as saving
+from dsv3lab.train.formats import Format as Format
+from dsv3lab.train.formats import Trace as Trace
+from dsv3lab.train.formats import compare_formats as compare_formats
 from dsv3lab.train.guard import Diverged as Diverged
 from dsv3lab.train.loop import FitResult as FitResult
 from dsv3lab.train.loop import Preempted as Preempted

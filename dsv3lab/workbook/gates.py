@@ -21,6 +21,9 @@ Status = Literal["pass", "fail", "error", "skipped", "waived", "missing"]
 
 SHOWN = 4
 """Metrics that are named where NaN began."""
+TOKENS = "train/tokens"
+"""The metric by which a stage says how much it has trained."""
+
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
@@ -199,6 +202,9 @@ def evaluate(
     observed = aggregate(values, gate.aggregate)
     if observed is None:
         return result("error", f"no finite {gate.aggregate} of {gate.metric}")
+    short = _too_short(gate, points)
+    if short:
+        return result("skipped", short)
     if bound.threshold is None:
         return result("skipped", bound.lacking, observed)
     if holds(observed, gate.op, bound.threshold):
@@ -288,6 +294,15 @@ def _lacking(gate: GateConfig, device: Device, profile: str) -> str:
         wanted.append(f"profile={needs.profile}")
         had.append(f"with profile={profile or 'unknown'}")
     return f"needs {' and '.join(wanted)}, ran {' '.join(had)}" if wanted else ""
+
+
+def _too_short(gate: GateConfig, points: Sequence[Point]) -> str:
+    """What training the gate needs and what there was, if that was less; a stage that does not say is judged."""
+    trained = [number(point.value) for point in points if point.name == TOKENS]
+    needed = gate.requires.tokens
+    if needed is None or not trained or trained[-1] is None or trained[-1] >= needed:
+        return ""
+    return f"needs {needed:,} tokens of training, had {trained[-1]:,.0f}"
 
 
 def _advised(message: str, gate: GateConfig, points: Sequence[Point]) -> str:

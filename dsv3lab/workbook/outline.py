@@ -70,6 +70,8 @@ def _requires(gate: GateConfig) -> str:
     wanted = [f"profile={needs.profile}"] if needs.profile else []
     if (needs.device, needs.count) != ("any", 1):
         wanted.insert(0, f"{needs.count} x {'devices' if needs.device == 'any' else needs.device}")
+    if needs.tokens is not None:
+        wanted.append(f"{needs.tokens:,} tokens of training")
     return f", needs {' and '.join(wanted)}" if wanted else ""
 
 

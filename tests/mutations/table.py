@@ -10,6 +10,8 @@ LEARNING = ("train_bigram", "train_gzip_context", "train_gzip_document", "train_
 # A gate for real devices: simulated ones share the cores, so on two of them eight reach 0.08 to 0.13 of eight times one.
 SCALING_HERE = ("phase.gates.dp_scaling.requires.device=cpu", "phase.gates.dp_scaling.threshold=0.04")
 FEW_TOKENS, SOME_TOKENS = "train.tokens=24576", "train.tokens=409600"
+# One layer, and so few steps that the gate on the loss is skipped.
+FEW_FP8_STEPS = ("profile.fp8_steps=4", "study.fp8.layers=1", "study.fp8.seeds=2")
 
 MUSEUM_SHORT = ("profile.museum_steps=1", "profile.museum_lessons=0")
 
@@ -234,6 +236,58 @@ MUTATIONS = (
         '    jax.debug.callback(lambda _: __import__("time").sleep(2), embedded[0, 0, 0])\n',
         gates=("museum_throughput",),
         overrides=MUSEUM_SHORT,
+    ),
+    Mutation(
+        phase=1,
+        stage="fp8",
+        what="a cast to E4M3 cuts off what lies between two numbers",
+        file="dsv3lab/model/fp8.py",
+        old="    return clipped.astype(jnp.float8_e4m3fn if",
+        new="    clipped = jax.lax.bitcast_convert_type(\n"
+        "        jax.lax.bitcast_convert_type(clipped, jnp.uint32) & jnp.uint32(0xFFF00000), jnp.float32\n"
+        "    )\n"
+        "    return clipped.astype(jnp.float8_e4m3fn if",
+        gates=("fp8_casts",),
+        also=("fp8_products", "fp8_loss"),
+        overrides=FEW_FP8_STEPS,
+    ),
+    Mutation(
+        phase=1,
+        stage="fp8",
+        what="the gradient of the weight is quantised along its other axis",
+        file="dsv3lab/model/linear.py",
+        old="dw = columns.T @ _round(dy, COLUMN, ",
+        new="dw = columns.T @ _round(dy, ROW, ",
+        gates=("fp8_products",),
+        also=("fp8_loss",),
+        overrides=FEW_FP8_STEPS,
+    ),
+    Mutation(
+        phase=1,
+        stage="fp8",
+        what="nothing is promoted before the end of the sum",
+        file="dsv3lab/model/accumulate.py",
+        old="if promote is None else promote",
+        new="if True else promote",
+        gates=("fp8_promotion",),
+        also=("fp8_loss",),
+        overrides=FEW_FP8_STEPS,
+    ),
+    Mutation(
+        phase=1,
+        stage="fp8",
+        what="a callback of somebody's debugging holds up every quantised layer",
+        file="dsv3lab/model/linear.py",
+        old="    rows = fp8.quantise(x, ROW, format=recipe.format, power_of_two=recipe.power_of_two)\n"
+        "    weight = fp8.quantise(w, BLOCK)\n"
+        "    y = fp8.dequantise(rows, ROW)",
+        new='    jax.debug.callback(lambda _: __import__("time").sleep(0.5), x[0, 0])\n'
+        "    rows = fp8.quantise(x, ROW, format=recipe.format, power_of_two=recipe.power_of_two)\n"
+        "    weight = fp8.quantise(w, BLOCK)\n"
+        "    y = fp8.dequantise(rows, ROW)",
+        gates=("fp8_throughput",),
+        also=("fp8_loss",),
+        overrides=FEW_FP8_STEPS,
     ),
     Mutation(
         phase=2,

@@ -178,6 +178,28 @@ def test_waivers_are_read_from_the_file_of_their_phase(tmp_path: Path) -> None:
         waivers.load(path, phase="phase2")
 
 
+def test_a_gate_that_needs_training_is_skipped_after_too_little_and_judged_otherwise() -> None:
+    chosen = gate(requires={"device": "any", "count": 1, "tokens": 1000})
+
+    def judged(value: Any, *tokens: Any) -> gates.GateResult:
+        points = [*samples.points(value), *samples.points(*tokens, name="train/tokens")]
+        return gates.evaluate(chosen, "g", points=points, executed=True, device=samples.CPU)
+
+    few = judged(1.0, 500, 999)
+    assert (few.status, few.observed) == ("skipped", None)
+    assert few.message == "needs 1,000 tokens of training, had 999"
+    assert judged(1.0, 500, 1000).status == "pass" and judged(9.0, 1000).status == "fail"
+    # What hides a result does not excuse it: no metric, a loss that is not finite, tokens that are no number.
+    assert (
+        gates.evaluate(
+            chosen, "g", points=samples.points(10, name="train/tokens"), executed=True, device=samples.CPU
+        ).status
+        == "missing"
+    )
+    assert judged("nan", 10).status == "error" and judged(math.nan, 10).status == "error"
+    assert judged(9.0).status == "fail" and judged(9.0, "many").status == "fail"
+
+
 @pytest.mark.parametrize("phase", [1, 2, 3, 4])
 def test_every_stage_has_a_throughput_gate_and_a_loss_or_error_gate(phase: int) -> None:
     config, _ = samples.configuration(phase)
