@@ -187,7 +187,7 @@ class EvalConfig:
 class StudyConfig:
     """Parts that phase 1 looks at on their own: expert layouts and balance methods side by side, and one expert layer."""
 
-    moe_layers: int = within(1, doc="layers of the models of the DeepSeekMoE notebook, the leading dense ones included")
+    moe_layers: int = within(1, doc="layers of the models of the DeepSeekMoE notebook, all of them with experts")
     moe_experts: int = within(1, doc="coarse experts of their MoE layers [arXiv:2401.06066, 3.1]")
     moe_top: int = within(1, doc="coarse experts of each token [arXiv:2401.06066, 3.1]")
     moe_split: int = within(1, doc="fine-grained experts that a coarse one is split into, m [arXiv:2401.06066, 3.1]")
