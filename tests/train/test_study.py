@@ -25,7 +25,7 @@ VARIANTS = {
 
 @pytest.fixture(scope="module")
 def run():
-    config = builders.run_config(model=MODEL, train=builders.train_config(micro_batches=1))
+    config = builders.run_config(model=MODEL, train=builders.train_config(micro_batch=None))
     said = []
     history = compare(config, builders.FakeDataset(), VARIANTS, steps=STEPS, progress=said.append)
     return history, said
