@@ -25,7 +25,7 @@ PICTURES = ROOT / "docs" / "pictures"
 FIGURES = {
     "loss": ("phase2/train/figures/loss.png", "Loss over training, with held-out text"),
     "bits_per_byte": ("phase2/train/figures/bits_per_byte.png", "Bits per byte on held-out text, against references"),
-    "maxvio": ("phase1/routing/figures/maxvio.png", "Imbalance of the experts under three balance methods"),
+    "maxvio": ("phase1/deepseekmoe/figures/maxvio.png", "Imbalance of the experts under four balance methods"),
 }
 
 SPARE = 800

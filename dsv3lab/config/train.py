@@ -208,11 +208,17 @@ class Fp8StudyConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig:
-    """Parts that phase 1 looks at on their own: balance methods side by side, and one expert layer against another."""
+    """Parts that phase 1 looks at on their own: expert layouts and balance methods side by side, and one expert layer."""
 
-    batch_size: int = within(1, unit="sequences", doc="batch of each balance method")
-    balance_alpha: float = within(0.0, doc="alpha of the method with the auxiliary loss (Eq. 17) [report Eq. 17]")
-    bias_update_speed: float = within(0.0, doc="gamma of the method with the bias update (2.1.2) [report 2.1.2]")
+    moe_layers: int = within(1, doc="layers of the models of the DeepSeekMoE notebook, all of them with experts")
+    moe_experts: int = within(1, doc="coarse experts of their MoE layers [arXiv:2401.06066, 3.1]")
+    moe_top: int = within(1, doc="coarse experts of each token [arXiv:2401.06066, 3.1]")
+    moe_split: int = within(1, doc="fine-grained experts that a coarse one is split into, m [arXiv:2401.06066, 3.1]")
+    moe_shared: int = within(1, doc="fine-grained experts that serve every token, K_s [arXiv:2401.06066, 3.2]")
+    moe_batch_size: int = within(1, unit="sequences", doc="batch of their short trainings")
+    balance_alpha: float = within(0.0, doc="alpha of the method with the sequence-wise loss [report 2.1.2, Eq. 17]")
+    switch_alpha: float = within(0.0, doc="alpha of the method with the Switch loss [arXiv:2101.03961, 2.2]")
+    bias_update_speed: float = within(0.0, doc="gamma of the method with the bias update [report 2.1.2]")
     bias_scale: float = within(0.0, doc="standard deviation of the random biases under which the selection is checked")
     checked_tokens: int = within(1, unit="tokens", doc="tokens whose experts are computed a second time, in NumPy")
     layer_width: int = within(1, doc="hidden size of the expert layer that is timed")

@@ -214,7 +214,10 @@ class ProfileConfig:
     """Whether records of this profile may be promoted; the short profile for CI may not."""
     bench_repeats: int = within(1, doc="repeats behind each median")
     bench_tokens: int = within(128, unit="tokens", doc="tokens of the expert-layer benchmark in phase 1")
-    routing_steps: int = within(1, unit="steps", doc="optimizer steps of each balance method in phase 1")
+    moe_steps: int = within(
+        1, unit="steps", doc="optimizer steps of each training of the DeepSeekMoE notebook, phase 1"
+    )
+    moe_seeds: int = within(1, unit="seeds", doc="seeds of each of its expert layouts")
     mtp_steps: int = within(2, unit="steps", doc="optimizer steps with MTP and without in phase 1")
     museum_steps: int = within(1, unit="steps", doc="optimizer steps with each mistake of the museum in phase 1")
     museum_lessons: int = within(0, doc="mistakes that are trained with, beside the right code")

@@ -24,4 +24,6 @@ from dsv3lab.model.linear import fp8_matmul as fp8_matmul
 from dsv3lab.model.mtp import MTP as MTP
 from dsv3lab.model.routing import Auxiliary as Auxiliary
 from dsv3lab.model.routing import Router as Router
+from dsv3lab.model.routing import auxiliary_losses as auxiliary_losses
+from dsv3lab.model.routing import balance_loss as balance_loss
 from dsv3lab.model.varying import align as align

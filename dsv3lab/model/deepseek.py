@@ -1,5 +1,6 @@
 """The whole model: embedding, stacks of blocks, head, and the MTP modules beside them."""
 
+import functools as ft
 from typing import Any
 
 import equinox as eqx
@@ -207,11 +208,25 @@ def _biases(model: DeepSeek) -> list[Any]:
 
 def init(config: ModelConfig, *, key: PRNGKeyArray, sharding: Any = None) -> DeepSeek:
     """A new model, computed in one program; `sharding` (one for all arrays or a tree of them) places it as it is made."""
+    if sharding is None and not isinstance(key, Tracer):
+        return _initialiser(config)(key)
     options: dict[str, Any] = {} if sharding is None else {"out_shardings": sharding}
-    if jax.default_backend() == "cpu" and not isinstance(key, Tracer):  # options have no place inside a trace
-        # Thirty random draws of different shapes: optimising them takes three times as long as everything else.
-        options["compiler_options"] = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    if not isinstance(key, Tracer):  # compiler options have no place inside a trace
+        options |= _draw_quickly()
     return jax.jit(lambda key: DeepSeek.init(config, key=key), **options)(key)
+
+
+@ft.lru_cache(maxsize=16)
+def _initialiser(config: ModelConfig) -> Any:
+    """Key -> a new model, compiled once for all keys."""
+    return jax.jit(lambda key: DeepSeek.init(config, key=key), **_draw_quickly())
+
+
+def _draw_quickly() -> dict[str, Any]:
+    """Options for thirty random draws of different shapes: optimising them takes three times as long as all else."""
+    if jax.default_backend() != "cpu":
+        return {}
+    return {"compiler_options": {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}}
 
 
 def abstract(config: ModelConfig) -> DeepSeek:

@@ -9,6 +9,8 @@ from dsv3lab.plan.count import kv_bytes_per_token_gqa as kv_bytes_per_token_gqa
 from dsv3lab.plan.count import kv_bytes_per_token_mha as kv_bytes_per_token_mha
 from dsv3lab.plan.count import moe_layer_parameters as moe_layer_parameters
 from dsv3lab.plan.count import parameters as parameters
+from dsv3lab.plan.granularity import expert_sets as expert_sets
+from dsv3lab.plan.granularity import granularities as granularities
 from dsv3lab.plan.memory import batch_bytes as batch_bytes
 from dsv3lab.plan.memory import metrics_bytes as metrics_bytes
 from dsv3lab.plan.memory import residual_bytes as residual_bytes

@@ -158,6 +158,32 @@ def bars(
     return made
 
 
+def strips(values: Mapping[str, Sequence[float]], *, title: str, unit: str) -> Figure:
+    """Repeated measurements of each name as points on a line of its own, with their mean as a bar and a number.
+
+    Args:
+        values: name -> one number for each repeat, say each seed; the same place in two of them is the same repeat.
+        title: what the reader should see.
+        unit: what the numbers are.
+    """
+    with style():
+        made, axes = figure(size=(SIZE[0], 1.3 + 0.5 * len(values)))
+        for row, (name, numbers) in enumerate(values.items()):
+            if not len(numbers):
+                raise ValueError(f"strips '{name}': no values")
+            mean = float(np.mean(numbers))
+            colours = [COLOURS[place % len(COLOURS)] for place in range(len(numbers))]
+            axes.scatter(numbers, [row] * len(numbers), color=colours, s=36, zorder=3)
+            axes.plot([mean, mean], [row - 0.25, row + 0.25], color="#555555", linestyle="-")
+            axes.annotate(f"{mean:.4g}", (mean, row - 0.28), ha="center", va="bottom", fontsize=9, color="#555555")
+        axes.set_yticks(range(len(values)), list(values))
+        axes.set_ylim(len(values) - 0.5, -0.7)
+        axes.margins(x=0.08)
+        axes.grid(axis="y", visible=False)
+        axes.set(title=title, xlabel=unit)
+    return made
+
+
 def matrix(
     values: Any, *, title: str, x: str, y: str, unit: str, ticks: tuple[Sequence[str], Sequence[str]] | None = None
 ) -> Figure:

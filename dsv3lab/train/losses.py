@@ -156,14 +156,18 @@ def of_output(
 
 
 def _auxiliary(output: Output, config: LossConfig) -> Float[Array, ""]:
-    """The balance losses of other papers with their weights; those of weight 0 leave no trace in the program."""
+    """The balance losses of other papers with their weights; those of weight 0 leave no trace in the program.
+
+    A weight that is an argument of the program stays in it.
+    """
     weights = {
         "switch": config.switch_alpha,
         "expert": config.expert_alpha,
         "device": config.device_alpha,
         "communication": config.communication_alpha,
     }
-    terms = [weight * getattr(output.auxiliary, name) for name, weight in weights.items() if weight]
+    kept = {name: weight for name, weight in weights.items() if isinstance(weight, jax.Array) or weight}
+    terms = [weight * getattr(output.auxiliary, name) for name, weight in kept.items()]
     return sum(terms, jnp.zeros(()))
 
 

@@ -1,5 +1,6 @@
-"""Short trainings side by side: the same start, the same batches, other weights of the balance terms."""
+"""Short trainings side by side: the same batches, and only what a variant names differs."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,17 +10,29 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from dsv3lab.config import RunConfig
-from dsv3lab.train.loop import execution_of
+from dsv3lab.config import ModelConfig, RunConfig
+from dsv3lab.train.loop import execution_of, use_compilation_cache
 from dsv3lab.train.step import TrainState, train_step
+
+Weights = Float[Array, " 3"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One balance method: alpha of the sequence-wise loss (Eq. 17) and gamma of the bias update (2.1.2)."""
+    """One training.
 
-    balance_alpha: float
-    bias_update_speed: float
+    model: what is trained.
+    seed: of its first weights; variants with the same model and seed start equal.
+    balance_alpha: weight of the sequence-wise loss (report, Eq. 17).
+    switch_alpha: weight of the Switch loss over the whole batch (arXiv:2101.03961).
+    bias_update_speed: gamma of the bias update (report, 2.1.2).
+    """
+
+    model: ModelConfig
+    seed: int
+    balance_alpha: float = 0.0
+    switch_alpha: float = 0.0
+    bias_update_speed: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -29,11 +42,15 @@ class History:
     loss: next-token loss, nats per token [steps].
     maxvio: MaxVio of each MoE layer [steps, layers].
     loads: tokens of each expert of each MoE layer [steps, layers, experts].
+    bias: selection bias of each expert after the step [steps, layers, experts].
+    seconds: wall-clock time of the step, compilation excluded [steps].
     """
 
     loss: np.ndarray
     maxvio: np.ndarray
     loads: np.ndarray
+    bias: np.ndarray
+    seconds: np.ndarray
 
 
 def compare(
@@ -44,39 +61,55 @@ def compare(
     steps: int,
     progress: Callable[[str], None] = print,
 ) -> dict[str, History]:
-    """Train each variant for `steps` steps from the same initial weights on the same batches.
+    """Train all variants step by step in turns, each step of all on the same batch.
 
-    The weights of the balance terms are arguments of one compiled program, so nothing else can differ.
+    So a slow minute of the machine hits all alike. Variants of one model run one compiled program, which takes the
+    weights of the balance terms as arguments: nothing else can differ between them.
 
     Args:
-        config: model, data and training; its own balance weights are replaced by those of each variant.
+        config: data and training; its own model, seed and balance weights are replaced by those of each variant.
         dataset: a `dsv3lab.data.Dataset`.
-        variants: name -> weights of the balance terms.
+        variants: name -> what is trained, and how.
         steps: optimizer steps of each.
-        progress: receives one line for each finished variant.
+        progress: receives a line for each compiled program and five times on the way.
     """
-    execution, length = execution_of(config), config.data.sequence_length
+    use_compilation_cache()
+    execution, length, batch = execution_of(config), config.data.sequence_length, config.train.batch_size
 
-    @jax.jit
     def step(
-        state: TrainState,
-        windows: Int[Array, "batch seq_plus_one"],
-        alpha: Float[Array, ""],
-        gamma: Float[Array, ""],
-    ) -> tuple[TrainState, dict[str, Array]]:
-        loss: Any = replace(config.train.loss, balance_alpha=alpha, bias_update_speed=gamma)
+        state: TrainState, windows: Int[Array, "batch seq_plus_one"], weights: Weights
+    ) -> tuple[TrainState, dict[str, Array], Float[Array, "layers experts"]]:
+        names = ("balance_alpha", "switch_alpha", "bias_update_speed")
+        loss: Any = replace(config.train.loss, **dict(zip(names, weights, strict=True)))
         train = replace(config.train, loss=loss)
-        return train_step(state, windows, config=train, sequence_length=length, execution=execution)
+        state, metrics = train_step(state, windows, config=train, sequence_length=length, execution=execution)
+        return state, metrics, state.model.bias()
 
-    histories = {}
-    for name, variant in variants.items():
-        state = TrainState.init(config.model, config.train, sequence_length=length)
-        weights = (jnp.float32(variant.balance_alpha), jnp.float32(variant.bias_update_speed))
-        rows = []
-        for index in range(steps):
-            windows = jnp.asarray(dataset.batch_at(index, batch_size=config.train.batch_size))
-            state, metrics = step(state, windows, *weights)
-            rows.append(jax.device_get({key: metrics[key] for key in ("loss", "maxvio", "loads")}))
-        histories[name] = History(**{key: np.stack([row[key] for row in rows]) for key in rows[0]})
-        progress(f"{name}: loss {histories[name].loss[-1]:.3f}, MaxVio {histories[name].maxvio[-1].mean():.2f}")
-    return histories
+    weights = {
+        name: jnp.asarray([one.balance_alpha, one.switch_alpha, one.bias_update_speed])
+        for name, one in variants.items()
+    }
+    starts = {
+        (one.model, one.seed): TrainState.init(one.model, replace(config.train, seed=one.seed), sequence_length=length)
+        for one in variants.values()
+    }
+    states = {name: starts[one.model, one.seed] for name, one in variants.items()}
+    programs: dict[ModelConfig, Any] = {}
+    windows = jnp.asarray(dataset.batch_at(0, batch_size=batch))
+    for name, one in variants.items():
+        if one.model not in programs:
+            programs[one.model] = jax.jit(step).lower(states[name], windows, weights[name]).compile()
+            progress(f"compiled the model of '{name}'")
+
+    rows: dict[str, list[Any]] = {name: [] for name in variants}
+    for index in range(steps):
+        windows = jnp.asarray(dataset.batch_at(index, batch_size=batch))
+        for name, one in variants.items():
+            started = time.perf_counter()
+            states[name], metrics, bias = programs[one.model](states[name], windows, weights[name])
+            seen = jax.device_get((metrics["loss"], metrics["maxvio"], metrics["loads"], bias))
+            rows[name].append((*seen, time.perf_counter() - started))
+        if (index + 1) % max(1, steps // 5) == 0:
+            losses = [row[-1][0] for row in rows.values()]
+            progress(f"step {index + 1} of {steps}: losses {min(losses):.3f} to {max(losses):.3f}")
+    return {name: History(*map(np.stack, zip(*row, strict=True))) for name, row in rows.items()}

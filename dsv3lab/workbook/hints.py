@@ -72,9 +72,9 @@ STAGES = (
 
 METRICS = (
     Hint(
-        pattern=r"^routing/maxvio",
+        pattern=r"^moe/maxvio",
         advice="raise bias_update_speed in conf/study (study.bias_update_speed=0.05 tries it, and is not promoted), or "
-        "routing_steps of the profile",
+        "moe_steps of the profile",
     ),
     Hint(pattern=r"maxvio|dead_experts", advice=BALANCE),
     Hint(pattern=r"nonfinite", advice=UNSTABLE),
@@ -84,7 +84,7 @@ METRICS = (
         pattern=r"save_fraction",
         advice="the disk is slow: export DSV3LAB_RUNS=ANOTHER_FOLDER on a local one, and run it while nothing else writes",
     ),
-    Hint(pattern=r"speedup|relative_throughput", advice=ALONE),
+    Hint(pattern=r"speedup|relative_throughput|time_ratio", advice=ALONE),
     Hint(
         pattern=r"peak_fraction|tokens_per_s",
         advice=f"{ALONE}; in a training, larger parts of a batch (train.micro_batch up, train.batch_size up) fill a "

@@ -29,6 +29,7 @@ FIGURES: dict[str, Figure] = {
     "heat_once": plots.heat([[1.0, 2.0]], steps=[3], title="t"),
     "bars": plots.bars({"ours": 1.8}, title="t", unit="bits per byte", references={"gzip": 2.3}, better="lower"),
     "bars_log": plots.bars({"a": 1e-4, "b": 10.0}, title="t", unit="of the largest", log_x=True),
+    "strips": plots.strips({"coarse": [6.1, 6.3], "fine": [6.0]}, title="t", unit="nats per token"),
     "matrix": plots.matrix(
         np.eye(4), title="t", x="token", y="loss", unit="change", ticks=(list("abcd"), list("efgh"))
     ),
@@ -81,6 +82,13 @@ def test_matrices_share_their_colours_and_cross_only_the_places_named() -> None:
     assert np.asarray(second.collections[0].get_offsets()).tolist() == [[1.0, 0.0]]
 
 
+def test_strips_show_every_value_and_the_mean() -> None:
+    (axes,) = plots.strips({"coarse": [1.0, 2.0, 6.0], "fine": [4.0]}, title="t", unit="u").axes
+    points: Any = [points.get_offsets() for points in axes.collections]
+    assert [row.tolist() for row in points] == [[[1.0, 0.0], [2.0, 0.0], [6.0, 0.0]], [[4.0, 1.0]]]
+    assert [text.get_text() for text in axes.texts] == ["3", "4"]
+
+
 def test_loss_leaves_gaps_where_nothing_is_finite() -> None:
     (axes,) = plots.loss({"training": ([0, 1, 2], [1.0, float("inf"), 2.0])}).axes
     drawn: Any = axes.lines[0].get_ydata()
@@ -95,6 +103,7 @@ def test_loss_leaves_gaps_where_nothing_is_finite() -> None:
         lambda: plots.matrix(np.ones(3), title="t", x="x", y="y", unit="u"),
         lambda: plots.matrices({"a": np.eye(2), "b": np.eye(3)}, title="t", x="x", y="y", unit="u"),
         lambda: plots.panels([1], {"a": [1.0, 2.0]}, title="t", x="x"),
+        lambda: plots.strips({"a": []}, title="t", unit="u"),
     ],
 )
 def test_shapes_that_do_not_fit_are_named(make: Any) -> None:

@@ -55,7 +55,7 @@ def test_what_nobody_knows_has_no_advice(error: str) -> None:
     [
         ("train/maxvio", "raise train.loss.bias_update_speed"),
         ("train/dead_experts", "raise train.loss.bias_update_speed"),
-        ("routing/maxvio_ratio", "raise bias_update_speed in conf/study"),
+        ("moe/maxvio_ratio", "raise bias_update_speed in conf/study"),
         ("eval/ratio_bigram", "train.tokens"),
         ("perf/data_wait_fraction", "DSV3LAB_RUNS"),
         ("perf/save_fraction", "the disk is slow"),
@@ -149,7 +149,7 @@ def test_every_key_that_is_named_is_one_of_the_configuration() -> None:
             place = place[part]
         if value:
             compose([f"{key}{value}"], phase=2)
-    for key in ("bias_update_speed", "routing_steps", "time_factors"):
+    for key in ("bias_update_speed", "moe_steps", "time_factors"):
         assert any(key in known[section] for section in ("study", "profile"))
     assert all("limit_s" in stage for stage in known["phase"]["stages"].values())
 
