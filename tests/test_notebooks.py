@@ -26,7 +26,7 @@ EXACT = {
     1: {
         *("mla_error", "mla_causality", "mla_cache_v3", "routing_error", "routing_choice"),
         *("rope_error", "rope_relative", "rope_yarn", "rope_unseen", "rope_scale"),
-        *("mtp_error", "mtp_influence"),
+        *("mtp_error", "mtp_influence", "components_error"),
     },
     2: {
         *("train_finite", "resume_bitwise", "resume_kills", "resume_damage"),

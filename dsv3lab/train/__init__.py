@@ -29,6 +29,7 @@ from dsv3lab.train.metrics import dead_experts as dead_experts
 from dsv3lab.train.metrics import maxvio as maxvio
 from dsv3lab.train.recipe import Recipe as Recipe
 from dsv3lab.train.recipe import recipe as recipe
+from dsv3lab.train.roofline import Compared as Compared
 from dsv3lab.train.roofline import Measured as Measured
 from dsv3lab.train.roofline import Peaks as Peaks
 from dsv3lab.train.roofline import farthest as farthest

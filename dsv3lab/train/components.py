@@ -5,7 +5,7 @@ Its work is known before it runs: the products that its mathematics asks for, an
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import equinox as eqx
@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from dsv3lab.config import ModelConfig, OptimizerConfig, TrainConfig
-from dsv3lab.model import COUNTABLE, LOCAL, DeepSeek, Execution, MoE, Router, SwiGLU, attend, init
+from dsv3lab.model import COUNTABLE, LOCAL, DeepSeek, Execution, MoE, Router, SwiGLU, abstract, attend
 from dsv3lab.model.block import Block, Context
 from dsv3lab.model.rope import rotary_angles, rotate
 from dsv3lab.plan import flops_by_part
@@ -76,29 +76,51 @@ class Shape:
 
 def parts(config: ModelConfig, train: TrainConfig, shape: Shape, *, seed: int = 0) -> tuple[Part, ...]:
     """The parts that a model of `config` has, with its own freshly drawn parameters and random inputs."""
-    model = init(config, key=jax.random.key(seed))
     rng = np.random.default_rng(seed)
+    model = _drawn(config, rng)
     flops = {
         name: shape.tokens * work
         for name, work in flops_by_part(config, sequence_length=shape.sequence, causal=True).items()
     }
-    return (
+    found = (
         *_of_layers(model, config, shape, flops=flops, rng=rng),
         *_without_products(model, config, shape, rng=rng),
         _head(model, train, shape, flops=flops["head"], rng=rng),
         *_mtp(model, config, shape, flops=flops["mtp"], rng=rng),
         _optimizer(model, train, shape, rng=rng),
     )
+    return tuple(
+        replace(
+            part,
+            variables=jax.tree.map(jnp.asarray, part.variables),
+            constants=jax.tree.map(jnp.asarray, part.constants),
+        )
+        for part in found
+    )
 
 
-def _normal(rng: np.random.Generator, *shape: int, dtype: DTypeLike = jnp.float32) -> Array:
-    return jnp.asarray(rng.standard_normal(shape, np.float32), dtype)
+def _drawn(config: ModelConfig, rng: np.random.Generator) -> DeepSeek:
+    """A model whose weights NumPy draws: `init` takes longer to compile than everything else here."""
+
+    def fill(path: Any, leaf: Any) -> Array:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        if name.endswith("norm.weight"):
+            return jnp.asarray(np.ones(leaf.shape, np.float32))
+        if name.endswith("bias"):
+            return jnp.asarray(np.zeros(leaf.shape, np.float32))
+        return jnp.asarray(np.float32(config.initializer_range) * rng.standard_normal(leaf.shape, np.float32))
+
+    return jax.tree_util.tree_map_with_path(fill, abstract(config))
+
+
+def _normal(rng: np.random.Generator, *shape: int, dtype: DTypeLike = jnp.float32) -> Any:
+    return rng.standard_normal(shape, np.float32).astype(dtype)
 
 
 def _first_block(model: DeepSeek, kind: type) -> Block | None:
     """The first layer of the model whose second half is of that kind."""
     blocks = [block for stack in model.stacks for block in stack.unit if isinstance(block.ffn, kind)]
-    return jax.jit(lambda block: jax.tree.map(lambda leaf: leaf[0], block))(blocks[0]) if blocks else None
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[0], blocks[0]) if blocks else None
 
 
 def _of_layers(
@@ -110,7 +132,7 @@ def _of_layers(
     if (block := dense or moe) is not None:
 
         def attention(execution: Execution) -> Run:
-            return lambda variables, _: attend(*variables, config, execution=execution)
+            return lambda variables, _: attend(variables[0], variables[1], config, execution=execution)
 
         same = {"variables": (block.attention, x), "constants": ()}
         one, two = attention(LOCAL), attention(COUNTABLE)
@@ -190,17 +212,17 @@ def _without_products(model: DeepSeek, config: ModelConfig, shape: Shape, *, rng
             reference=lambda table, tokens: (jax.nn.one_hot(tokens, table.shape[0]) @ table).astype(shape.dtype),
             against="product with one-hot rows",
             variables=model.embedding,
-            constants=jnp.asarray(tokens, jnp.int32),
+            constants=tokens.astype(np.int32),
             flops=0,
-            unread=unread * model.embedding[0].nbytes,
+            unread=unread * config.hidden_size * model.embedding.itemsize,
         ),
     ]
 
 
 def _head(model: DeepSeek, train: TrainConfig, shape: Shape, *, flops: int, rng: np.random.Generator) -> Part:
     width, vocab = model.output_matrix.shape
-    targets = jnp.asarray(rng.integers(vocab, size=shape.tokens), jnp.int32)
-    weights = jnp.full(shape.tokens, 1 / shape.tokens)
+    targets = rng.integers(vocab, size=shape.tokens).astype(np.int32)
+    weights = np.full(shape.tokens, 1 / shape.tokens, np.float32)
     return Part(
         name="head and loss",
         run=lambda v, c: losses.vocabulary_loss(*v, *c, chunk=train.loss.vocab_chunk),
@@ -237,11 +259,11 @@ def _optimizer(model: DeepSeek, train: TrainConfig, shape: Shape, *, rng: np.ran
     """A quarter of the way through training, with moments that earlier steps may have left."""
     params, _ = split(model)
     transformation: Any = optimizer.make(train, shape.sequence)
-    state, count = transformation.init(params), jnp.int32(train.steps(shape.sequence) // 4)
+    state, count = jax.eval_shape(transformation.init, params), np.int32(train.steps(shape.sequence) // 4)
     moments = state[1]._replace(
         count=count,
-        mu=jax.tree.map(lambda leaf: 0.1 * _normal(rng, *leaf.shape).astype(leaf.dtype), state[1].mu),
-        nu=jax.tree.map(lambda leaf: jnp.square(_normal(rng, *leaf.shape)).astype(leaf.dtype), state[1].nu),
+        mu=jax.tree.map(lambda leaf: _normal(rng, *leaf.shape, dtype=leaf.dtype), state[1].mu),
+        nu=jax.tree.map(lambda leaf: np.square(_normal(rng, *leaf.shape)).astype(leaf.dtype), state[1].nu),
     )
     state = (state[0], moments, state[2], state[3]._replace(count=count))
     gradient = jax.tree.map(lambda leaf: _normal(rng, *leaf.shape), params)
@@ -253,7 +275,7 @@ def _optimizer(model: DeepSeek, train: TrainConfig, shape: Shape, *, rng: np.ran
 
     def reference(variables: Any, state: Any) -> Any:
         rate = optimizer.schedule(train, shape.sequence)(state[3].count)
-        return _adamw(*variables, state[1], options=train.optimizer, rate=rate)
+        return _adamw(variables[0], variables[1], state[1], options=train.optimizer, rate=rate)
 
     return Part(
         name="optimizer",

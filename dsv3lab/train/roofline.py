@@ -38,22 +38,18 @@ class Peaks:
 class Measured:
     """One part in one direction.
 
-    part, against: names of the part and of its reference.
+    part: its name.
     direction: the forward pass alone, both together, or the update of the optimizer, which has no backward pass.
     flops: of the products that the mathematics asks for, whatever was computed.
     bytes: arguments, results and, backward, cotangents and gradients, each moved once.
-    seconds, reference_seconds: medians of the part and of its reference, timed interleaved.
-    error: largest difference of any result from the reference's, relative to the largest element of that result.
+    seconds: median.
     """
 
     part: str
-    against: str
     direction: Direction
     flops: int
     bytes: int
     seconds: float
-    reference_seconds: float
-    error: float
 
     @property
     def intensity(self) -> float:
@@ -70,11 +66,6 @@ class Measured:
         """Achieved rate of bytes that must be moved; a part that moves more, or reads from a cache, is not seen in it."""
         return self.bytes / self.seconds
 
-    @property
-    def speedup(self) -> float:
-        """How many times as long the reference takes."""
-        return self.reference_seconds / self.seconds
-
     def compute_bound(self, peaks: Peaks) -> bool:
         """Whether products bind; else memory does."""
         return self.intensity >= peaks.ridge
@@ -84,6 +75,21 @@ class Measured:
         if self.compute_bound(peaks):
             return self.flops_per_s / peaks.flops
         return self.bytes_per_s / peaks.bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """One part against its reference, forward and backward together (of the optimizer: the update).
+
+    part, against: names of the part and of its reference.
+    speedup: how many times as long the reference takes: medians of calls timed interleaved.
+    error: largest difference of any result from the reference's, relative to the largest element of that result.
+    """
+
+    part: str
+    against: str
+    speedup: float
+    error: float
 
 
 def forward_and_backward(run: Run) -> Callable[..., Any]:
@@ -126,39 +132,37 @@ def _nbytes(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def time_part(part: Part, *, repeats: int) -> list[Measured]:
-    """`part` against its reference, the forward pass and, where there is one, forward and backward together.
+def time_part(part: Part, *, repeats: int) -> tuple[list[Measured], Compared]:
+    """`part` in each direction that it has, and against its reference in the last one.
 
-    All four programs are timed interleaved; each timed call follows one that is not timed.
+    All programs are timed interleaved; each timed call follows one that is not timed.
     """
-    forward: Any = (part.variables, part.constants)
-    runs: dict[Direction, tuple[Callable[[Run], Callable[..., Any]], Any]] = {"forward": (_same, forward)}
+    arguments: Any = (part.variables, part.constants)
+    programs: dict[Direction, Callable[[], Any]] = {}
     if part.differentiated:
-        runs["forward and backward"] = (forward_and_backward, (*forward, cotangents(part)))
+        programs["forward"] = _call(part.run, arguments)
+        arguments = (*arguments, cotangents(part))
+        programs["forward and backward"] = _call(forward_and_backward(part.run), arguments)
+        reference = _call(forward_and_backward(part.reference), arguments)
     else:
-        runs = {"update": runs["forward"]}
-    ours = {name: _call(made(part.run), arguments) for name, (made, arguments) in runs.items()}
-    plain = {name: _call(made(part.reference), arguments) for name, (made, arguments) in runs.items()}
-    errors = {name: largest_relative_difference(plain[name](), ours[name]()) for name in runs}
-    calls = {**ours, **{f"reference {name}": call for name, call in plain.items()}}
-    timings = measure.median_time(calls, repeats=repeats, warmup=0, settle=1)
-    return [
+        programs["update"] = _call(part.run, arguments)
+        reference = _call(part.reference, arguments)
+    last = list(programs)[-1]
+    error = largest_relative_difference(*(jax.device_get(call()) for call in (reference, programs[last])))
+    calls = {**programs, "reference": reference}
+    timings = measure.median_time(calls, repeats=repeats, warmup=1, settle=1)
+    measured = [
         Measured(
             part=part.name,
-            against=part.against,
-            direction=name,
-            flops=part.flops * (3 if name == "forward and backward" else 1),
-            bytes=least_bytes(part, backward=name == "forward and backward"),
-            seconds=timings[name].median_s,
-            reference_seconds=timings[f"reference {name}"].median_s,
-            error=errors[name],
+            direction=direction,
+            flops=part.flops * (3 if direction == "forward and backward" else 1),
+            bytes=least_bytes(part, backward=direction == "forward and backward"),
+            seconds=timings[direction].median_s,
         )
-        for name in runs
+        for direction in programs
     ]
-
-
-def _same(run: Run) -> Run:
-    return run
+    speedup = timings["reference"].median_s / timings[last].median_s
+    return measured, Compared(part=part.name, against=part.against, speedup=speedup, error=error)
 
 
 def _call(run: Callable[..., Any], arguments: tuple[Any, ...]) -> Callable[[], Any]:
@@ -173,8 +177,8 @@ def peaks(*, dtype: DTypeLike = jnp.float32) -> Peaks:
 
 def time_parts(
     parts: Sequence[Part], *, repeats: int, dtype: DTypeLike = jnp.float32, progress: Callable[[str], None] = print
-) -> tuple[list[Measured], Peaks]:
-    """Every part in both directions, and the peaks: the larger of those before the first part and after the last.
+) -> tuple[list[Measured], list[Compared], Peaks]:
+    """Every part in its directions and against its reference, and the larger of the peaks before and after.
 
     Args:
         parts: what to measure.
@@ -182,12 +186,16 @@ def time_parts(
         dtype: of the products behind the peak.
         progress: receives one line for each part.
     """
-    before, results = peaks(dtype=dtype), []
+    before = peaks(dtype=dtype)
+    measured: list[Measured] = []
+    compared: list[Compared] = []
     for number, part in enumerate(parts, 1):
         progress(f"{part.name} ({number} of {len(parts)})")
-        results += time_part(part, repeats=repeats)
+        directions, against = time_part(part, repeats=repeats)
+        measured += directions
+        compared.append(against)
     after = peaks(dtype=dtype)
-    return results, Peaks(flops=max(before.flops, after.flops), bytes=max(before.bytes, after.bytes))
+    return measured, compared, Peaks(flops=max(before.flops, after.flops), bytes=max(before.bytes, after.bytes))
 
 
 def farthest(measured: Sequence[Measured], peaks: Peaks, *, compute: bool) -> Measured:
