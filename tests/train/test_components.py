@@ -6,6 +6,7 @@ import pytest
 
 from dsv3lab import plan, program
 from dsv3lab.model import COUNTABLE
+from dsv3lab.program.walk import sites
 from dsv3lab.train import components, roofline
 from dsv3lab.train.roofline import Measured, Peaks
 from tests import builders
@@ -111,7 +112,6 @@ def test_references_are_the_countable_execution(parts):
     """What the ratio of the experts means: the fast path is not compared with itself."""
     assert COUNTABLE.grouped_matmul.keywords == {"implementation": "ragged"}
     primitives = {
-        site.eqn.primitive.name
-        for site in program.walk.sites(parts["expert layer"].reference, parts["expert layer"].variables, ())
+        site.eqn.primitive.name for site in sites(parts["expert layer"].reference, parts["expert layer"].variables, ())
     }
     assert "ragged_dot_general" in primitives
