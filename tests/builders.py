@@ -143,6 +143,7 @@ def run_config(
             ragged_repeats=1,
             memory_policies=("none", "full"),
             schedule_tokens=96,
+            stream_tokens=1,
             time_factors={},
             bench_tokens=128,
             moe_steps=1,

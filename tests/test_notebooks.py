@@ -29,6 +29,7 @@ EXACT = {
         *("moe_cost", "mtp_error", "mtp_influence"),
         *("museum_error", "museum_visible"),
         *("fp8_casts", "fp8_products", "fp8_promotion"),
+        *("mtp_error", "mtp_influence", "components_error"),
     },
     2: {
         *("train_finite", "resume_bitwise", "resume_kills", "resume_damage"),

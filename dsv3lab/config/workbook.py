@@ -225,10 +225,11 @@ class ProfileConfig:
     resume_steps: int = within(4, unit="steps", doc="optimizer steps of the kill-and-resume run in phase 2")
     parallel_steps: int = within(1, unit="steps", doc="optimizer steps compared between one device and many in phase 3")
     generate_tokens: int = within(1, unit="tokens", doc="tokens generated for each prompt in phase 4")
-    ragged_repeats: int = within(1, doc="repeats of the expert-layer benchmark, whose slow side takes seconds")
+    ragged_repeats: int = within(1, doc="repeats of benchmarks against a reference that takes seconds")
     memory_policies: tuple[Literal["none", "full", "products", "report"], ...]
     """Remat policies that phase 2 compiles and times."""
     schedule_tokens: int = within(1, unit="tokens", doc="budget of each of the two trainings of phase 2's schedule")
+    stream_tokens: int = within(1, unit="tokens", doc="tokens of the parts without products in phase 1's roofline")
     time_factors: dict[str, float]
     """How many times as long as in the default profile a stage takes, by name; a stage that is not named: 1."""
 

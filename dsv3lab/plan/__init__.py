@@ -3,6 +3,7 @@
 from dsv3lab.plan.count import Parameters as Parameters
 from dsv3lab.plan.count import attention_parameters as attention_parameters
 from dsv3lab.plan.count import expert_parameters as expert_parameters
+from dsv3lab.plan.count import flops_by_part as flops_by_part
 from dsv3lab.plan.count import flops_per_token as flops_per_token
 from dsv3lab.plan.count import kv_bytes_per_token as kv_bytes_per_token
 from dsv3lab.plan.count import kv_bytes_per_token_gqa as kv_bytes_per_token_gqa

@@ -84,18 +84,32 @@ def flops_per_token(
             program holds for `False` and the whole square of scores (`attention` "reference").
         backward: count forward and backward (three times the forward) instead of the forward alone.
     """
-    d, vocab = config.hidden_size, config.vocab_size
+    part = flops_by_part(config, sequence_length=sequence_length, causal=causal)
+    experts = part["router"] + part["experts"]
+    forward = config.num_hidden_layers * part["attention"] + config.num_moe_layers * experts + part["head"]
+    forward += config.num_dense_layers * part["dense_ffn"]
+    if mtp:
+        forward += config.num_nextn_predict_layers * (part["mtp"] + part["head"])
+    return 3 * forward if backward else forward
+
+
+def flops_by_part(config: ModelConfig, *, sequence_length: int, causal: bool = False) -> dict[str, int]:
+    """Forward FLOPs for one token of one part of each kind, in the convention of `flops_per_token`.
+
+    "experts" are the chosen and the shared ones without their router; "mtp" is one module with its layer, without the
+    head that it shares.
+    """
+    d = config.hidden_size
     keys_doubled = sequence_length + 1 if causal else 2 * sequence_length
     scores = keys_doubled * config.num_attention_heads * (config.qk_head_dim + config.v_head_dim)
-    attention = 2 * _attention_weights(config) + scores
-    chosen = config.num_experts_per_tok + config.n_shared_experts
-    experts = 2 * (chosen * expert_parameters(config) + d * config.n_routed_experts)
-    head = 2 * d * vocab
-    forward = config.num_hidden_layers * attention + config.num_moe_layers * experts + head
-    forward += config.num_dense_layers * 2 * 3 * d * config.intermediate_size
-    if mtp:
-        forward += config.num_nextn_predict_layers * (2 * 2 * d * d + attention + experts + head)
-    return 3 * forward if backward else forward
+    part = {
+        "attention": 2 * _attention_weights(config) + scores,
+        "dense_ffn": 2 * 3 * d * config.intermediate_size,
+        "experts": 2 * (config.num_experts_per_tok + config.n_shared_experts) * expert_parameters(config),
+        "router": 2 * d * config.n_routed_experts,
+        "head": 2 * d * config.vocab_size,
+    }
+    return {**part, "mtp": 2 * 2 * d * d + part["attention"] + part["router"] + part["experts"]}
 
 
 def kv_bytes_per_token(config: ModelConfig, *, bytes_per_element: int) -> int:

@@ -5,6 +5,9 @@ from dsv3lab.train.beside import with_and_without_mtp as with_and_without_mtp
 from dsv3lab.train.checkpoint import CheckpointError as CheckpointError
 from dsv3lab.train.checkpoint import export_final as export_final
 from dsv3lab.train.checkpoint import load_model as load_model
+from dsv3lab.train.components import Part as Part
+from dsv3lab.train.components import Shape as Shape
+from dsv3lab.train.components import parts as parts
 from dsv3lab.train.difference import differing_elements as differing_elements
 from dsv3lab.train.difference import gradient_bytes as gradient_bytes
 from dsv3lab.train.difference import largest_relative_difference as largest_relative_difference
@@ -29,6 +32,11 @@ from dsv3lab.train.metrics import dead_experts as dead_experts
 from dsv3lab.train.metrics import maxvio as maxvio
 from dsv3lab.train.recipe import Recipe as Recipe
 from dsv3lab.train.recipe import recipe as recipe
+from dsv3lab.train.roofline import Compared as Compared
+from dsv3lab.train.roofline import Measured as Measured
+from dsv3lab.train.roofline import Peaks as Peaks
+from dsv3lab.train.roofline import farthest as farthest
+from dsv3lab.train.roofline import time_parts as time_parts
 from dsv3lab.train.step import TrainState as TrainState
 from dsv3lab.train.step import apply as apply
 from dsv3lab.train.step import bias_update as bias_update

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from dsv3lab import plots
 
@@ -118,3 +119,21 @@ def test_neighbouring_colours_differ_in_lightness() -> None:
 
     values = [lightness(colour) for colour in plots.COLOURS]
     assert len(set(plots.COLOURS)) == len(plots.COLOURS) and max(values) < 0.75
+
+
+def test_the_roofline_names_every_part_once_and_apart() -> None:
+    points = {f"part {i}": [(100.0 + i, 1e9), (200.0 + i, 2e9 + i)] for i in range(9)}
+    made = plots.roofline(points, peak=1e11, bandwidth=1e10, kinds=("forward", "both"), title="t")
+    plots.png(made)
+    (axes,) = made.axes
+    assert "FLOP per byte" in axes.get_xlabel() and "GFLOP/s" in axes.get_ylabel()
+    names = [text for text in axes.texts if text.get_text() in points]
+    boxes = sorted((Text.get_window_extent(text) for text in names), key=lambda box: box.y0)  # without its line
+    assert len(names) == 9
+    assert all(low.y1 <= high.y0 for low, high in zip(boxes, boxes[1:], strict=False))
+
+
+@pytest.mark.parametrize("points", [{}, {"a": [(1.0, 1.0)]}, {"a": [(0.0, 1.0), (1.0, 1.0)]}])
+def test_a_roofline_without_its_points_is_refused(points: Any) -> None:
+    with pytest.raises(ValueError, match="parts: expected 2 points"):
+        plots.roofline(points, peak=1.0, bandwidth=1.0, kinds=("forward", "both"), title="t")
