@@ -185,7 +185,7 @@ class EvalConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig:
-    """Parts that phase 1 looks at on their own: balance methods side by side, and one expert layer against another."""
+    """What is looked at on its own: balance methods, an expert layer, MTP (phase 1), stability and routing (phase 3)."""
 
     batch_size: int = within(1, unit="sequences", doc="batch of each balance method")
     balance_alpha: float = within(0.0, doc="alpha of the method with the auxiliary loss (Eq. 17) [report Eq. 17]")
@@ -202,6 +202,11 @@ class StudyConfig:
     memory_sequences: int = within(1, unit="sequences", doc="sequences of the gradients whose memory is compared")
     ramp: BatchRampConfig
     """The growing batch that phase 2 compares with a constant one."""
+    stability_layers: int = within(2, doc="layers of the model of the stability run")
+    stability_width: int = within(8, doc="its hidden size; heads, ranks and inner widths shrink alike")
+    stability_batch_size: int = within(1, unit="sequences", doc="its batch")
+    stability_length: int = within(2, unit="tokens", doc="targets of each of its windows, which are cut to that")
+    routing_windows: int = within(8, unit="windows", doc="held-out windows whose experts are compared in phase 3")
 
 
 @dataclass(frozen=True, kw_only=True)

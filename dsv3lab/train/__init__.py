@@ -26,6 +26,9 @@ from dsv3lab.train.metrics import dead_experts as dead_experts
 from dsv3lab.train.metrics import maxvio as maxvio
 from dsv3lab.train.recipe import Recipe as Recipe
 from dsv3lab.train.recipe import recipe as recipe
+from dsv3lab.train.stability import Endurance as Endurance
+from dsv3lab.train.stability import endure as endure
+from dsv3lab.train.stability import small_model as small_model
 from dsv3lab.train.step import TrainState as TrainState
 from dsv3lab.train.step import apply as apply
 from dsv3lab.train.step import bias_update as bias_update
