@@ -150,7 +150,7 @@ def run_config(
             stability_steps=10,
             generate_tokens=1,
         ),
-        tracking=TrackingConfig(enabled=False, experiment="test", flush_s=1.0),
+        tracking=TrackingConfig(enabled=False, experiment="test", flush_s=1.0, also=()),
         debug=False,
         phase=configs.PhaseConfig(number=1, title="", question="", requires_phase=None, stages={}, gates={}, seed=seed),
     )

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -82,7 +81,9 @@ def choices(model: DeepSeek, found: dict[str, Array]) -> Choices:
     return Choices(ids=np.sort(ids, axis=-1), biased=scores + bias[:, None] if bias.size else scores)
 
 
-def margins(biased: Float[np.ndarray, "layers tokens experts"], config: ModelConfig) -> Float[np.ndarray, "layers tokens"]:
+def margins(
+    biased: Float[np.ndarray, "layers tokens experts"], config: ModelConfig
+) -> Float[np.ndarray, "layers tokens"]:
     """How far every biased score of a token may move, in any direction, before its set of experts can change.
 
     Two experts change places when their scores together move by the gap between the last chosen one and the best of
