@@ -104,7 +104,7 @@ def margins(
         rank = np.argsort(order, axis=-1)
         scores = np.where((rank < reach)[..., None], grouped, -np.inf).reshape(scores.shape)
     ordered = -np.sort(-scores, axis=-1)
-    if top == scores.shape[-1]:
+    if top == ordered.shape[2]:
         return free
     return np.minimum(free, (ordered[..., top - 1] - ordered[..., top]) / 2)
 
