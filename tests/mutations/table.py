@@ -464,13 +464,12 @@ MUTATIONS = (
     Mutation(
         phase=3,
         stage="stability",
-        what="one update is 300 times too large",
+        what="the loss of one step is counted twice",
         file="dsv3lab/train/step.py",
-        old="eqx.apply_updates(params, updates)",
-        new="eqx.apply_updates(\n"
-        "        params, jax.tree.map(lambda u: jnp.where(state.step == 39, 300.0, 1.0) * u, updates)\n    )",
+        old="grad_norm=norm, lr=rate)",
+        new='grad_norm=norm, lr=rate)\n    step_metrics["loss"] *= jnp.where(state.step == 39, 2.0, 1.0)',
         gates=("stability_spikes",),
-        also=("stability_gradient", *FALLING),
+        also=FALLING,
         overrides=FEW_STEPS,
     ),
     Mutation(
