@@ -133,6 +133,11 @@ def run_config(
             fp8=configs.Fp8StudyConfig(
                 layers=1, heads=1, hidden_size=128, inner_size=128, head_width=128, batch_size=1, seeds=2, length=128
             ),
+            stability_layers=2,
+            stability_width=8,
+            stability_batch_size=2,
+            stability_length=8,
+            routing_windows=8,
         ),
         precision=configs.PrecisionConfig(products="float32", activations="float32"),
         parallel=configs.ParallelConfig(data=1, simulated=True),
@@ -154,6 +159,7 @@ def run_config(
             fp8_steps=2,
             resume_steps=4,
             parallel_steps=1,
+            stability_steps=10,
             generate_tokens=1,
         ),
         tracking=TrackingConfig(enabled=False, experiment="test", flush_s=1.0, also=()),

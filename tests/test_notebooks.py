@@ -35,7 +35,11 @@ EXACT = {
         *("train_finite", "resume_bitwise", "resume_kills", "resume_damage"),
         *("memory_state", "memory_residuals", "memory_gradient", "schedule_corners", "schedule_windows"),
     },
-    3: {"dp_gradient", "dp_loads", "dp_bias", "dp_bytes"},
+    3: {
+        *("dp_gradient", "dp_loads", "dp_bias", "dp_bytes"),
+        *("stability_finite", "stability_nan", "stability_skipped"),
+        *("routing_explained", "routing_dp"),
+    },
     4: {"restore_equal", "restore_generate"},
 }
 

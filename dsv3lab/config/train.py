@@ -208,7 +208,7 @@ class Fp8StudyConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig:
-    """Parts that phase 1 looks at on their own: expert layouts and balance methods side by side, and one expert layer."""
+    """What is looked at on its own: expert layouts, balance, an expert layer, MTP, FP8, memory, stability and routing."""
 
     moe_layers: int = within(1, doc="layers of the models of the DeepSeekMoE notebook, all of them with experts")
     moe_experts: int = within(1, doc="coarse experts of their MoE layers [arXiv:2401.06066, 3.1]")
@@ -232,6 +232,11 @@ class StudyConfig:
     ramp: BatchRampConfig
     """The growing batch that phase 2 compares with a constant one."""
     fp8: Fp8StudyConfig
+    stability_layers: int = within(2, doc="layers of the model of the stability run")
+    stability_width: int = within(8, doc="its hidden size; heads, ranks and inner widths shrink alike")
+    stability_batch_size: int = within(1, unit="sequences", doc="its batch")
+    stability_length: int = within(2, unit="tokens", doc="targets of each of its windows, which are cut to that")
+    routing_windows: int = within(8, unit="windows", doc="held-out windows whose experts are compared in phase 3")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -224,6 +224,7 @@ class ProfileConfig:
     fp8_steps: int = within(2, unit="steps", doc="optimizer steps in each number format in phase 1")
     resume_steps: int = within(4, unit="steps", doc="optimizer steps of the kill-and-resume run in phase 2")
     parallel_steps: int = within(1, unit="steps", doc="optimizer steps compared between one device and many in phase 3")
+    stability_steps: int = within(10, unit="steps", doc="optimizer steps of the stability run in phase 3")
     generate_tokens: int = within(1, unit="tokens", doc="tokens generated for each prompt in phase 4")
     ragged_repeats: int = within(1, doc="repeats of benchmarks against a reference that takes seconds")
     memory_policies: tuple[Literal["none", "full", "products", "report"], ...]

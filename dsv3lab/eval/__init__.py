@@ -12,3 +12,8 @@ from dsv3lab.eval.references import Bigram as Bigram
 from dsv3lab.eval.references import References as References
 from dsv3lab.eval.references import bits_per_byte as bits_per_byte
 from dsv3lab.eval.references import references as references
+from dsv3lab.eval.routing import Choices as Choices
+from dsv3lab.eval.routing import choices as choices
+from dsv3lab.eval.routing import choose as choose
+from dsv3lab.eval.routing import margins as margins
+from dsv3lab.eval.routing import unexplained as unexplained

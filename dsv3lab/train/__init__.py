@@ -37,6 +37,9 @@ from dsv3lab.train.roofline import Measured as Measured
 from dsv3lab.train.roofline import Peaks as Peaks
 from dsv3lab.train.roofline import farthest as farthest
 from dsv3lab.train.roofline import time_parts as time_parts
+from dsv3lab.train.stability import Endurance as Endurance
+from dsv3lab.train.stability import endure as endure
+from dsv3lab.train.stability import small_model as small_model
 from dsv3lab.train.step import TrainState as TrainState
 from dsv3lab.train.step import apply as apply
 from dsv3lab.train.step import bias_update as bias_update

@@ -78,7 +78,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(runs: Path) -> Path:
-    """The training stage of the code as it is, long enough to beat a bigram: what phase 4 restores."""
+    """The training stage of the code as it is, long enough to beat a bigram: what phases 3 and 4 restore."""
     folder = runs / "trained"
     result = execute(ROOT, folder, runs=runs, phase=2, stage="train", needs={}, overrides=[SOME_TOKENS])
     assert result["status"] == "ok", result
@@ -92,7 +92,8 @@ def test_its_gates_stop_the_mutated_code_and_no_others(
     mutation: Mutation, runs: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     root = mutated_copy(tmp_path / "mutated", mutation)
-    needs = {"phase2/train": str(request.getfixturevalue("trained"))} if mutation.phase == 4 else {}
+    needed = compose([], phase=mutation.phase)[0].phase.stages[mutation.stage].needs
+    needs = {name: str(request.getfixturevalue("trained")) for name in needed}  # all of them need phase2/train
     settings = {"phase": mutation.phase, "stage": mutation.stage, "needs": needs}
     result = execute(root, tmp_path / "stage", runs=runs, overrides=list(mutation.overrides), **settings)
     assert result["status"] == "ok", result
