@@ -10,7 +10,7 @@ from dsv3lab.plots.style import COLOURS, figure, style
 
 
 def bands(
-    series: Mapping[str, tuple[Sequence[float], Sequence[Sequence[float]]]],
+    series: Mapping[str, tuple[Sequence[float], Any]],
     *,
     title: str,
     x: str,
@@ -21,7 +21,7 @@ def bands(
     """Curves of several seeds: the mean as a line, from the lowest to the highest as a band.
 
     Args:
-        series: name -> (x values, one row of y values for each seed).
+        series: name -> (x values, [seeds, x values] numbers).
         title: what the reader should see.
         x: label of the horizontal axis, with its unit.
         y: label of the vertical axis, with its unit.

@@ -12,8 +12,6 @@ from dsv3lab.studies.law import Law
 Figures = dict[str, tuple[Figure, str]]
 """Name -> figure, and its title in the report."""
 
-MAXVIO = "MaxVio (share of the mean load), mean over MoE layers"
-
 
 def of(result: Mapping[str, Any]) -> Figures:
     """The figures of a study's result."""
@@ -27,8 +25,7 @@ def _balance(result: Mapping[str, Any]) -> Figures:
         {name: (_steps(runs), [one["curves"]["maxvio"] for one in runs]) for name, runs in methods.items()},
         title=f"Imbalance over training, {seeds}",
         x="optimizer step",
-        y=MAXVIO,
-        log_y=True,
+        y="MaxVio, share of the mean load",
     )
     base = {one["seed"]: np.array(one["curves"]["loss"]) for one in methods["nothing"]}
     loss = plots.bands(

@@ -1,0 +1,3 @@
+"""Fixtures of the studies' tests."""
+
+from tests.studies.fake import trainer as trainer
