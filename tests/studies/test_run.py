@@ -2,16 +2,19 @@
 
 import ast
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dsv3lab import cli
-from dsv3lab.config import CONF, ROOT, digest, read_study, study_names
+from dsv3lab.config import CONF, ROOT, diff, digest, read_study, study_names
 from dsv3lab.config import help as helps
 from dsv3lab.config.studies import TrainingsConfig
 from dsv3lab.studies import analysis, log, results, run, trainings
+from dsv3lab.workbook.inputs import read_inputs
+from dsv3lab.workbook.process import locked
 from tests.studies.fake import Trainer
 
 pytestmark = pytest.mark.limit(60)  # Hydra composes every training, on a loaded machine for a while
@@ -52,8 +55,6 @@ def test_tiles_of_the_fp8_study_are_whole(profile: str) -> None:
 
 def test_only_what_a_study_compares_differs() -> None:
     """Methods and formats share everything else; the sizes share the tokens for each parameter."""
-    from dsv3lab.config import diff
-
     allowed = {"balance": "train.loss.", "fp8": "precision."}
     for name, prefix in allowed.items():
         first, *others = trainings.read(name, profile="default").trainings
@@ -226,11 +227,13 @@ def test_a_study_never_promotes(runs: Path, trainer: Trainer) -> None:
         assert not names & {"dsv3lab.workbook.promotion", "dsv3lab.workbook.chain", "dsv3lab.workbook.pipeline"}
 
 
+def test_editing_a_study_makes_no_phase_stale() -> None:
+    assert not [name for name in read_inputs(1).code if name.startswith("conf/studies/")]
+
+
 def test_two_studies_of_one_name_do_not_run_at_once(
     runs: Path, trainer: Trainer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from dsv3lab.workbook.process import locked
-
     with locked(runs / "studies" / "fp8" / ".lock", what="study fp8"):
         assert run.main(["fp8", *CI]) == 2
     assert "study fp8 is already running" in capsys.readouterr().err
@@ -250,8 +253,6 @@ def _plant(trainer: Trainer, *, bend: float = 1.0) -> None:
 
 def _with_seeds(tmp_path: Path, name: str, count: int) -> Path:
     """A copy of `conf/` in which the small study has more seeds."""
-    import shutil
-
     conf = Path(shutil.copytree(CONF, tmp_path / "conf"))
     path = conf / "studies" / "ci" / f"{name}.yaml"
     path.write_text(path.read_text().replace("seeds: [0]", f"seeds: {list(range(count))}"))
