@@ -28,7 +28,7 @@ def outcome(
         summary: what the process wrote when it ended.
         last: share of the steps whose mean is taken.
         points: points that are kept of each curve.
-        seconds: wall-clock time of all its processes.
+        seconds: wall-clock time of its processes, start and compilation included, as far as the study saw them end.
 
     Raises:
         ValueError: if a step is missing among the reports.

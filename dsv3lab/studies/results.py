@@ -19,6 +19,8 @@ from dsv3lab.workbook.inputs import uncommitted
 
 NAME = "result.json"
 COMMITTED = ROOT / "benchmarks" / "results"
+CODE = ("dsv3lab", "conf", "constraints.txt")
+"""What a study is repeated from, beside the environment."""
 SCHEMA = 1
 
 
@@ -125,6 +127,21 @@ def save(result: Mapping[str, Any], folder: Path = COMMITTED) -> Path:
     path = folder / f"study_{name}.json"
     write_atomic(path, json.dumps(result, indent=1) + "\n")
     return path
+
+
+def refuse_uncommitted(*, begun_with: Sequence[str] = ()) -> None:
+    """Refuse to save what nobody could repeat from a revision.
+
+    Args:
+        begun_with: the files that were not committed when the study began.
+
+    Raises:
+        ConfigError: naming some of the files that are not, or were not.
+    """
+    changed = [*uncommitted(ROOT, *CODE), *begun_with]
+    if changed:
+        what = ", ".join(changed[:3])
+        raise ConfigError(f"--save: the code is not committed ({what}); commit it, so that the study can be repeated")
 
 
 def show(stage: Stage, name: str) -> list[Any]:

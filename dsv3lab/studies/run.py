@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from dsv3lab import plots
-from dsv3lab.config import CONF, ConfigError, digest, nearest, plain, runs_dir, study_names
+from dsv3lab.config import CONF, ROOT, ConfigError, digest, nearest, plain, runs_dir, study_names
 from dsv3lab.config.disk import write_atomic
 from dsv3lab.config.studies import PROFILES
 from dsv3lab.config.text import clock
@@ -35,7 +35,7 @@ from dsv3lab.studies.trainings import Study, Training
 from dsv3lab.workbook import commands
 from dsv3lab.workbook.compose import dump
 from dsv3lab.workbook.files import new_name, read_json, utc_now
-from dsv3lab.workbook.inputs import code_sha256, read_environment, read_git
+from dsv3lab.workbook.inputs import code_sha256, read_environment, read_git, uncommitted
 from dsv3lab.workbook.process import BusyError, Interrupts, counted_interrupts, kernel_environment, locked
 from dsv3lab.workbook.progress import StageLine
 from dsv3lab.workbook.statuses import EXECUTION_ERROR, PREEMPTED, USAGE
@@ -71,6 +71,8 @@ def main(argv: Sequence[str], *, conf: Path = CONF) -> int:
             raise ConfigError(f"no study '{name}'{nearest(name, names)}")
     if args.save and (args.profile != "default" or overrides):
         raise ConfigError("--save: only the study as it stands in conf/studies is committed; leave the others out")
+    if args.save:
+        results.refuse_uncommitted()  # now, and not after an hour
     studies = [trainings.read(name, profile=args.profile, overrides=overrides, conf=conf) for name in chosen]
     if args.plan:
         print("\n\n".join(map(outline, studies)))
@@ -153,14 +155,17 @@ class _Running:
                 self.done[training.name] = self._outcome(training, entered[-1]["sha256"])
 
     def _begin(self, identity: str) -> None:
-        git = read_git()
         about = {
             "study": self.study.name,
             "profile": self.study.profile,
             "overrides": list(self.study.overrides),
             "identity": identity,
             "settings": plain(self.study.settings),
-            "code": {"revision": git.revision, "dirty": git.dirty, "sha256": digest(code_sha256())},
+            "code": {
+                "revision": read_git().revision,
+                "uncommitted": uncommitted(ROOT, *results.CODE),
+                "sha256": digest(code_sha256()),
+            },
             "environment": plain(read_environment()),
             "started": utc_now(),
         }
@@ -191,6 +196,8 @@ class _Running:
 
     def _train(self, training: Training, *, label: str) -> int:
         """Run one training to its end; returns 0, or the status with which the study stops."""
+        if digest(code_sha256()) != read_json(self.folder / "study.json")["code"]["sha256"]:
+            raise StudyError("the code changed while the study ran; the same command begins one with the code of now")
         folder = self._of(training)
         folder.mkdir(parents=True, exist_ok=True)
         config, text = folder / "config.resolved.yaml", folder / "log.txt"

@@ -22,7 +22,7 @@ def made(runs: Path, trainer: Trainer) -> dict[str, Any]:
     assert run.main(["scaling", "--profile", "ci"]) == 0
     (path,) = runs.glob("studies/scaling/*/result.json")
     result = json.loads(path.read_text())
-    return result | {"profile": "default", "code": result["code"] | {"dirty": False}}
+    return result | {"profile": "default", "code": result["code"] | {"uncommitted": []}}
 
 
 def test_a_result_is_saved_and_read_again(
@@ -39,7 +39,7 @@ def test_a_result_is_saved_and_read_again(
     [
         ({"profile": "ci"}, "--profile ci"),
         ({"overrides": ["train.seed=3"]}, "train.seed=3"),
-        ({"code": {"dirty": True}}, "the code is not committed"),
+        ({"code": {"uncommitted": ["conf/x.yaml"]}}, "not committed .conf/x.yaml"),
     ],
 )
 def test_only_the_committed_study_is_saved(
@@ -58,6 +58,15 @@ def test_save_with_overrides_is_refused_before_anything_runs(runs: Path, trainer
     for words in (["fp8", "--save", "--profile", "ci"], ["fp8", "--save", "train.tokens=1024"]):
         with pytest.raises(ConfigError, match="--save"):
             run.main(words)
+    assert not trainer.ran
+
+
+def test_save_of_code_that_is_not_committed_is_refused_before_anything_runs(
+    runs: Path, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "uncommitted", lambda *_: ["dsv3lab/cli.py"])
+    with pytest.raises(ConfigError, match="--save: the code is not committed .dsv3lab/cli.py"):
+        run.main(["fp8", "--save"])
     assert not trainer.ran
 
 

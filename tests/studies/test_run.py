@@ -128,6 +128,20 @@ def test_a_finished_training_is_not_repeated_after_a_kill(runs: Path, trainer: T
     assert run.main(["balance", "--new", *CI]) == 0 and len(trainer.ran) == 9
 
 
+def test_trainings_of_other_code_are_not_mixed(
+    runs: Path, trainer: Trainer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def edit(folder: Path) -> None:
+        for module in (run, trainings):
+            monkeypatch.setattr(module, "code_sha256", lambda: {"dsv3lab/cli.py": "edited"})
+
+    trainer.before = edit
+    assert run.main(["fp8", *CI]) == 3 and len(trainer.ran) == 1
+    assert "the code changed while the study ran" in capsys.readouterr().err
+    assert run.main(["fp8", *CI]) == 0 and len(trainer.ran) == 3
+    assert len(list(runs.glob("studies/fp8/*/study.json"))) == 2
+
+
 def test_other_settings_begin_a_study_of_their_own(runs: Path, trainer: Trainer) -> None:
     assert run.main(["balance", *CI]) == run.main(["balance", "train.schedule.peak_lr=1e-3", *CI]) == 0
     assert len(trainer.ran) == 8 and len(list(runs.glob("studies/balance/*/result.json"))) == 2
