@@ -21,8 +21,11 @@ def in_this_process(words: Sequence[str], *, out: Path, line: Any, interrupts: A
     return train.main(list(words[1:]))
 
 
-@pytest.mark.limit(150)  # it compiles up to four trainings
-@pytest.mark.parametrize("name", ["balance", "fp8", "scaling"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("balance", "scaling")]
+
+
+@pytest.mark.limit(120)  # it compiles two trainings; the others, four
+@pytest.mark.parametrize("name", ["fp8", *SLOW])
 def test_a_study_from_end_to_end(name: str, runs: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (runs / "data").symlink_to(data_folder)
     monkeypatch.setattr(run, "execute", in_this_process)
