@@ -117,12 +117,7 @@ def save(result: Mapping[str, Any], folder: Path = COMMITTED) -> Path:
         raise ConfigError(
             f"--save: study {name} ran with {how}; only the study as it stands in conf/studies is committed"
         )
-    changed = uncommitted(ROOT, "dsv3lab", "conf", "constraints.txt")
-    if changed or result["code"]["dirty"]:
-        what = ", ".join(changed[:3]) or "what it was when the study began"
-        raise ConfigError(
-            f"--save: the code is not committed ({what}); nobody could repeat the study from its revision"
-        )
+    refuse_uncommitted(begun_with=result["code"]["uncommitted"])
     check(result)
     path = folder / f"study_{name}.json"
     write_atomic(path, json.dumps(result, indent=1) + "\n")

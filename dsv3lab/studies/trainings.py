@@ -96,6 +96,8 @@ def read(name: str, *, profile: str, overrides: Sequence[str] = (), conf: Path =
     for variant, seed in _order(settings):
         words = (*settings.overrides, *settings.variants[variant], *overrides, f"train.seed={seed}")
         config, resolved = compose(words, conf=conf)
+        if config.train.batch_ramp is not None:
+            raise ConfigError(f"studies/{name}: train.batch_ramp: studies count tokens by whole batches; leave it out")
         trainings.append(Training(variant=variant, seed=seed, overrides=words, config=config, resolved=resolved))
     if len({digest(one.config.data) for one in trainings}) > 1:
         raise ConfigError(f"studies/{name}: the variants train on different data; give all the same data.* overrides")
