@@ -16,7 +16,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup same-python run test test-slow lint format lab ui doctor verify constraints clean clean-all
+.PHONY: help setup same-python run study test test-slow lint format lab ui doctor verify constraints clean clean-all
 
 help: ## list the commands
 	@echo "make COMMAND [PYTHON=python3.12] [VENV=.venv] [PRESET=default|long|ci] [ARGS='...']"
@@ -26,6 +26,9 @@ run: $(STAMP) same-python ## all four phases (PRESET=long: one to two hours; ARG
 	@$(PY) pipelines/all.py profile=$(PRESET) $(ARGS); status=$$?; \
 	if [ $$status -ne 0 ]; then echo "make run: pipelines/all.py ended with exit status $$status (make itself exits 2)" >&2; fi; \
 	exit $$status
+
+study: $(STAMP) same-python ## the studies of many trainings, 30 to 60 minutes, resumable (ARGS: names, --plan, --save)
+	@$(PY) -m dsv3lab study $(ARGS)
 
 test: $(STAMP) same-python lint ## lint, types, then the tests, with the lines they cover (ARGS: pytest arguments)
 	@$(PY) -m pytest -n $(JOBS) --dist loadfile $(if $(ARGS),$(ARGS),--cov --cov-report=term)

@@ -48,6 +48,11 @@ VERBS = {
         example="dsv3lab sweep 2 train.schedule.peak_lr=1e-3,3e-3 train.seed=0,1 profile=ci --only train",
         target="dsv3lab.workbook.sweep:main",
     ),
+    "study": Verb(
+        summary="run the trainings that one question needs: balance methods, FP8 against BF16, scaling; resumable",
+        example="dsv3lab study balance --save",
+        target="dsv3lab.studies.run:main",
+    ),
     "config": Verb(
         summary="print the resolved configuration, or explain its keys (config help KEY)",
         example="dsv3lab config help train.schedule",

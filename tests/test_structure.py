@@ -29,11 +29,12 @@ ARROWS: dict[str, set[str]] = {
     "eval": _MODEL | {"parallel", "data", "train", "infer"},
     "museum": _MODEL | {"train"},
     "workbook": {"config", "plan", "plots"},
-    "cli": {"config", "plan", "plots", "workbook"},
+    "studies": {"config", "plan", "plots", "workbook"},
+    "cli": {"config", "plan", "plots", "workbook", "studies"},
     "__main__": {"cli"},
     "__init__": {"config"},
 }
-WITHOUT_JAX = ("config", "plan", "plots", "workbook", "cli", "__main__", "__init__")
+WITHOUT_JAX = ("config", "plan", "plots", "workbook", "studies", "cli", "__main__", "__init__")
 JAX = {"jax", "jaxlib", "equinox", "optax", "orbax", "jaxtyping", "tensorstore"}
 TRACKING = {"hydra", "omegaconf", "mlflow", "papermill"}
 LONGEST = 400

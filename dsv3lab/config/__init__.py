@@ -22,6 +22,9 @@ from dsv3lab.config.ramp import Ramp as Ramp
 from dsv3lab.config.run import RunConfig as RunConfig
 from dsv3lab.config.run import config as config
 from dsv3lab.config.run import read_yaml as read_yaml
+from dsv3lab.config.studies import TrainingsConfig as TrainingsConfig
+from dsv3lab.config.studies import read_study as read_study
+from dsv3lab.config.studies import study_names as study_names
 from dsv3lab.config.train import BatchRampConfig as BatchRampConfig
 from dsv3lab.config.train import ChangeConfig as ChangeConfig
 from dsv3lab.config.train import CheckpointConfig as CheckpointConfig

@@ -53,7 +53,7 @@ class Inputs:
 def read_inputs(phase: int, root: Path = ROOT) -> Inputs:
     """The hashes of the files that phase number `phase` depends on, as they are now.
 
-    The files of other phases, the waivers and the baselines are left out: editing them makes nothing stale.
+    The files of other phases, the waivers, the baselines and the studies are left out: editing them makes nothing stale.
     """
     code: dict[str, str] = {}
     for folder, suffix in (("dsv3lab", ".py"), ("conf", ".yaml"), ("pipelines", ".py")):
@@ -61,7 +61,7 @@ def read_inputs(phase: int, root: Path = ROOT) -> Inputs:
     notebooks = f"notebooks/phase{phase}_{_PHASES[phase]}"
     code |= {f"{notebooks}/{n}": h for n, h in hash_folder(root / notebooks).items() if n.endswith(".ipynb")}
     others = {f"phase{other}" for other in _PHASES if other != phase}
-    free = ("conf/waivers.yaml", "conf/baselines/")
+    free = ("conf/waivers.yaml", "conf/baselines/", "conf/studies/")
     code = {name: h for name, h in code.items() if Path(name).stem not in others and not name.startswith(free)}
     names = ("pyproject.toml", "environment.yml", "constraints*.txt", "constraints/*.txt")
     lock = {path.relative_to(root).as_posix(): sha256_file(path) for name in names for path in sorted(root.glob(name))}

@@ -44,6 +44,22 @@ FIGURES: dict[str, Figure] = {
     ),
     "log_both": plots.lines({"a": ([1, 100], [1.0, 1e-6])}, title="t", x="x", y="y", log_x=True, log_y=True),
     "panels": plots.panels([0, 1, 2], {"a (m)": [1.0, 2.0, 2.0], "b (s)": [0.0, 0.0, 3.0]}, title="t", x="x"),
+    "bands": plots.bands(
+        {"a": ([0, 1, 2], [[3.0, 2.0, 1.0], [3.1, 2.2, 1.4]]), "b": ([0, 1, 2], [[2.0, 2.0, 2.0]])},
+        title="t",
+        x="x",
+        y="y",
+        references={"none": 0.0},
+    ),
+    "power_law": plots.power_law(
+        {"small": ([1e12, 1e12], [5.0, 5.1]), "large": ([1e13], [4.5])},
+        ([1e12, 1e14], [5.05, 4.0]),
+        predicted=(1e14, 4.0, 3.9, 4.1),
+        measured=(1e14, 4.05),
+        title="t",
+        x="x",
+        y="y",
+    ),
     "wide": plots.matrix([[1.0, np.nan, 3.0]], title="t", x="x", y="y", unit="u"),
 }
 
@@ -90,6 +106,28 @@ def test_strips_show_every_value_and_the_mean() -> None:
     assert [text.get_text() for text in axes.texts] == ["3", "4"]
 
 
+def test_a_band_reaches_from_the_lowest_seed_to_the_highest_around_their_mean() -> None:
+    rows = [[3.0, 2.0], [5.0, 2.5], [4.0, 1.0]]
+    (axes,) = plots.bands({"a": ([0, 1], rows), "b": ([0, 1], rows[:1])}, title="t", x="x", y="y").axes
+    assert np.asarray(axes.lines[0].get_ydata()).tolist() == pytest.approx([4.0, 5.5 / 3])
+    (band,) = axes.collections
+    assert {tuple(point) for point in band.get_paths()[0].vertices.tolist()} == {(0, 3), (0, 5), (1, 2.5), (1, 1)}
+
+
+def test_a_prediction_is_drawn_with_its_range_and_nothing_is_measured_before_it_was() -> None:
+    def drawn(measured: Any) -> Any:
+        points = {"small": ([1.0, 10.0], [5.0, 4.0])}
+        line, predicted = ([1.0, 100.0], [5.0, 3.0]), (100.0, 3.0, 2.5, 3.7)
+        return plots.power_law(points, line, predicted=predicted, measured=measured, title="t", x="x", y="y").axes[0]
+
+    before, after = drawn(None), drawn((100.0, 3.2))
+    (bar,) = before.collections
+    assert bar.get_paths()[0].vertices.tolist() == [[100.0, 2.5], [100.0, 3.7]]
+    labels = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in (before, after)]
+    assert set(labels[1]) - set(labels[0]) == {"measured afterwards"}
+    assert [100.0, 3.2] in [line.get_xydata()[0].tolist() for line in after.lines]
+
+
 def test_loss_leaves_gaps_where_nothing_is_finite() -> None:
     (axes,) = plots.loss({"training": ([0, 1, 2], [1.0, float("inf"), 2.0])}).axes
     drawn: Any = axes.lines[0].get_ydata()
@@ -102,6 +140,7 @@ def test_loss_leaves_gaps_where_nothing_is_finite() -> None:
         lambda: plots.lines({"a": ([1], [1.0, 2.0])}, title="t", x="x", y="y"),
         lambda: plots.heat(np.ones((2, 3)), steps=[1], title="t"),
         lambda: plots.matrix(np.ones(3), title="t", x="x", y="y", unit="u"),
+        lambda: plots.bands({"a": ([1, 2], [[1.0]])}, title="t", x="x", y="y"),
         lambda: plots.matrices({"a": np.eye(2), "b": np.eye(3)}, title="t", x="x", y="y", unit="u"),
         lambda: plots.panels([1], {"a": [1.0, 2.0]}, title="t", x="x"),
         lambda: plots.strips({"a": []}, title="t", unit="u"),
