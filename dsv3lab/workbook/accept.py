@@ -21,7 +21,9 @@ from dsv3lab.workbook.files import compare, write_atomic
 from dsv3lab.workbook.record import PhaseRecord, RecordError, StageOutcome
 from dsv3lab.workbook.verdict import figure
 
-HEADER = "# Figures of a promoted run that later runs are compared with. Written by `dsv3lab baseline accept`, not by hand.\n"
+HEADER = (
+    "# Figures of a promoted run that later runs are compared with. Written when they were accepted, not by hand.\n"
+)
 
 
 def main(argv: Sequence[str], *, conf: Path = CONF) -> int:
