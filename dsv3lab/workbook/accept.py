@@ -14,7 +14,7 @@ import yaml
 
 from dsv3lab.config import CONF, ConfigError, build, nearest, plain, read_yaml, runs_dir
 from dsv3lab.config.workbook import BaselineConfig, FigureConfig, StageBaselineConfig
-from dsv3lab.workbook import baselines, chain, compose, gates, promotion
+from dsv3lab.workbook import baselines, chain, commands, compose, gates, promotion
 from dsv3lab.workbook import record as records
 from dsv3lab.workbook.chain import ChainError, Promotion
 from dsv3lab.workbook.files import compare, write_atomic
@@ -194,7 +194,9 @@ def _chosen(mine: Sequence[Promotion], phase: str, run: str, profile: str, runs:
 def _show(conf: Path) -> int:
     found = sorted((conf / "baselines").glob("phase[1-4].yaml"))
     if not found:
-        print("no baseline is accepted yet: `dsv3lab baseline accept --reason ...` after a promotion")
+        print(
+            f"no baseline is accepted yet; after a promotion: {commands.verb('baseline', 'accept', '--reason', '...')}"
+        )
     for path in found:
         baseline = _read(path)
         assert baseline is not None

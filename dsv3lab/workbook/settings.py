@@ -116,7 +116,7 @@ def from_json(argv: list[str]) -> int:
 
 def _override_file(source: Path, before: Sequence[str], reading: seed_json.Reading, base: Mapping[str, Any]) -> str:
     """A YAML list of overrides, each with the keys of the JSON that it comes from."""
-    lines = [f"# Hydra overrides from {source.name}, for `python pipelines/phase2.py @FILE` and `dsv3lab train @FILE`."]
+    lines = [f"# Hydra overrides from {source.name}; pipelines and the verb train read them as @FILE."]
     lines += [f"- {_quoted(word)}" for word in before]
     for override, one in seed_json.overrides(reading).items():
         note = f": {one.note}" if one.note else ""
