@@ -83,7 +83,7 @@ def from_json(argv: list[str]) -> int:
         prog="dsv3lab config from-json",
         description="Turn a JSON configuration (model, training, data, distributed) into overrides, each key mapped, "
         "without effect, or refused with its reason. Nothing is written if a key is refused.",
-        epilog="example: dsv3lab config from-json tiny.json --out tiny.yaml, then python pipelines/phase2.py @tiny.yaml",
+        epilog="example: dsv3lab config from-json tiny.json --out tiny.yaml",
     )
     what = "the JSON, then Hydra overrides that it is laid over, e.g. model=v3"
     parser.add_argument("words", nargs="+", metavar="FILE | key=value", help=what)
