@@ -167,7 +167,11 @@ def _source(forward: Callable[[], Iterator[Any]]) -> str:
             list(forward())
     except FloatingPointError as error:
         frames = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
-        ours = [(path, line) for path, line in frames if path.is_relative_to(ROOT) and path.name != Path(__file__).name]
+        ours = [
+            (path, line)
+            for path, line in frames
+            if path.is_relative_to(ROOT / "dsv3lab") and path.name != Path(__file__).name
+        ]
         if ours:
             path, line = ours[-1]
             return f"; the first NaN comes from {path.relative_to(ROOT).as_posix()}:{line}"

@@ -14,14 +14,16 @@ import yaml
 
 from dsv3lab.config import CONF, ConfigError, build, nearest, plain, read_yaml, runs_dir
 from dsv3lab.config.workbook import BaselineConfig, FigureConfig, StageBaselineConfig
-from dsv3lab.workbook import baselines, chain, compose, gates, promotion
+from dsv3lab.workbook import baselines, chain, commands, compose, gates, promotion
 from dsv3lab.workbook import record as records
 from dsv3lab.workbook.chain import ChainError, Promotion
 from dsv3lab.workbook.files import compare, write_atomic
 from dsv3lab.workbook.record import PhaseRecord, RecordError, StageOutcome
 from dsv3lab.workbook.verdict import figure
 
-HEADER = "# Figures of a promoted run that later runs are compared with. Written by `dsv3lab baseline accept`, not by hand.\n"
+HEADER = (
+    "# Figures of a promoted run that later runs are compared with. Written when they were accepted, not by hand.\n"
+)
 
 
 def main(argv: Sequence[str], *, conf: Path = CONF) -> int:
@@ -192,7 +194,9 @@ def _chosen(mine: Sequence[Promotion], phase: str, run: str, profile: str, runs:
 def _show(conf: Path) -> int:
     found = sorted((conf / "baselines").glob("phase[1-4].yaml"))
     if not found:
-        print("no baseline is accepted yet: `dsv3lab baseline accept --reason ...` after a promotion")
+        print(
+            f"no baseline is accepted yet; after a promotion: {commands.verb('baseline', 'accept', '--reason', '...')}"
+        )
     for path in found:
         baseline = _read(path)
         assert baseline is not None

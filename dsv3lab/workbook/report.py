@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dsv3lab.config import ConfigError, RunConfig, diff, plain
+from dsv3lab.config import ConfigError, RunConfig, build, diff, plain
 from dsv3lab.config.run import read_yaml
 from dsv3lab.workbook import hints, report_figures, ui, verdict
 from dsv3lab.workbook import record as records
@@ -204,6 +204,10 @@ def _difference(record: PhaseRecord, *, config: RunConfig, runs: Path) -> str:
         old, resolved = records.read(folder), read_yaml(folder / "config.resolved.yaml")
     except (ChainError, RecordError, ConfigError) as error:
         return f"<p>Nothing to compare with: {_e(error)}</p>"
+    try:
+        resolved = plain(build(RunConfig, resolved))  # with what may be left out, as `config` has it
+    except ConfigError:
+        pass  # of other code: its keys are compared as they stand
     found = diff(resolved, plain(config))
     parts = [
         f"<p>Compared with {_e(folder.name)}, promoted {before[-1].created[:10]} with profile {_e(before[-1].profile)}: "

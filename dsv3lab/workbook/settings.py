@@ -83,7 +83,7 @@ def from_json(argv: list[str]) -> int:
         prog="dsv3lab config from-json",
         description="Turn a JSON configuration (model, training, data, distributed) into overrides, each key mapped, "
         "without effect, or refused with its reason. Nothing is written if a key is refused.",
-        epilog="example: dsv3lab config from-json tiny.json --out tiny.yaml, then python pipelines/phase2.py @tiny.yaml",
+        epilog="example: dsv3lab config from-json tiny.json --out tiny.yaml",
     )
     what = "the JSON, then Hydra overrides that it is laid over, e.g. model=v3"
     parser.add_argument("words", nargs="+", metavar="FILE | key=value", help=what)
@@ -116,7 +116,7 @@ def from_json(argv: list[str]) -> int:
 
 def _override_file(source: Path, before: Sequence[str], reading: seed_json.Reading, base: Mapping[str, Any]) -> str:
     """A YAML list of overrides, each with the keys of the JSON that it comes from."""
-    lines = [f"# Hydra overrides from {source.name}, for `python pipelines/phase2.py @FILE` and `dsv3lab train @FILE`."]
+    lines = [f"# Hydra overrides from {source.name}; pipelines and the verb train read them as @FILE."]
     lines += [f"- {_quoted(word)}" for word in before]
     for override, one in seed_json.overrides(reading).items():
         note = f": {one.note}" if one.note else ""

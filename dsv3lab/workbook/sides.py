@@ -220,7 +220,7 @@ def _state(side: Side, home: Path) -> str:
     if side.single:
         if closed:
             return "closed; no record of its run"
-        hand = "" if home != side.folder else ", or a training of `dsv3lab train`, which has no stage"
+        hand = "" if home != side.folder else ", or a training outside the workbook, which has no stage"
         return f"incomplete: the stage is not closed (running or cut off{hand})"
     listed = side.config.get("phase", {}).get("stages", {})
     return f"incomplete: no record yet (running or cut off); {closed} of {len(listed)} stages closed"

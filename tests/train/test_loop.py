@@ -204,7 +204,7 @@ def test_a_nan_batch_is_passed_over_and_no_weight_changes_a_bit(tmp_path: Path) 
     after = fit(tmp_path, stop_after=4, nan_at=(4,), progress=lines.append)
     assert train.differing_elements(before.state, after.state) == 1  # the step, which is the position in the data
     assert int(after.state.step) == 4 and after.last[guard.NONFINITE] == 1 and np.isnan(after.last["train/loss"])
-    assert any(line.startswith("step 4: the objective is nan") and "debug=true" in line for line in lines)
+    assert any(line.startswith("step 4: not finite: ") and "debug=true" in line for line in lines)
     with pytest.raises(ConfigError, match="nan_at: checkpoint .4., now None"):
         fit(tmp_path)
     last = fit(tmp_path, nan_at=(4,))
