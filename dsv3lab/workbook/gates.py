@@ -162,7 +162,6 @@ def evaluate(
     points: Sequence[Point],
     executed: bool,
     device: Device,
-    profile: str = "",
     problem: str = "",
     config: RunConfig | None = None,
 ) -> GateResult:
@@ -174,9 +173,9 @@ def evaluate(
         points: every point that its stage wrote.
         executed: whether every cell of the stage ran and the stage was closed.
         device: what the stage ran on.
-        profile: name of the profile that it ran with; unknown, it is none that a gate requires.
         problem: why the stage cannot be judged, if it cannot.
-        config: what the stage ran with, for a gate that compares with the accepted baseline: without it there is none.
+        config: what the stage ran with, for gates about one profile and those that compare with the accepted baseline;
+            without it the profile is none that a gate requires, and there is no baseline.
     """
     values = [point.value for point in points if point.name == gate.metric]
     bound = baselines.bound(gate, config=config, device=device)
@@ -186,7 +185,7 @@ def evaluate(
 
     if problem or not executed:
         return result("error", problem or "the stage did not finish")
-    lacking = _lacking(gate, device, profile)
+    lacking = _lacking(gate, device, config.profile.name if config else "")
     if lacking:
         return result("skipped", lacking)
     if not values:
@@ -229,23 +228,13 @@ def evaluate_stage(
     *,
     executed: bool,
     device: Device,
-    profile: str = "",
     waivers: Sequence[waiving.Waiver] = (),
     problem: str = "",
     config: RunConfig | None = None,
 ) -> list[GateResult]:
     """Judge the gates of one stage (see `evaluate`) and apply the waivers (see `waivers.apply`)."""
     results = [
-        evaluate(
-            gate,
-            gate_id,
-            points=points,
-            executed=executed,
-            device=device,
-            profile=profile,
-            problem=problem,
-            config=config,
-        )
+        evaluate(gate, gate_id, points=points, executed=executed, device=device, problem=problem, config=config)
         for gate_id, gate in gates.items()
     ]
     return waiving.apply(results, waivers, device=device)
@@ -257,7 +246,6 @@ def evaluate_folder(
     *,
     executed: bool,
     device: Device,
-    profile: str = "",
     waivers: Sequence[waiving.Waiver] = (),
     problem: str = "",
     config: RunConfig | None = None,
@@ -267,7 +255,7 @@ def evaluate_folder(
         points = read_points(folder / "metrics.jsonl")
     except MetricsError as error:
         points, problem = [], problem or str(error)
-    options: Any = {"executed": executed, "device": device, "profile": profile, "config": config}
+    options: Any = {"executed": executed, "device": device, "config": config}
     return evaluate_stage(gates, points, **options, waivers=waivers, problem=problem)
 
 
