@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dsv3lab.config import GateConfig, RunConfig, nearest
+from dsv3lab.config.text import listed
 from dsv3lab.workbook import baselines, hints
 from dsv3lab.workbook import waivers as waiving
 from dsv3lab.workbook.baselines import Bound
@@ -213,7 +214,7 @@ def began(points: Sequence[Point]) -> str:
         return ""
     names = [p.name for p in bad if (p.step, p.time) == (bad[0].step, bad[0].time)]
     where = "no step" if bad[0].step is None else f"step {bad[0].step}"
-    return f"{where}, in {', '.join(names[:SHOWN])}{f' and {len(names) - SHOWN} more' if len(names) > SHOWN else ''}"
+    return f"{where}, in {listed(names, most=SHOWN)}"
 
 
 def aggregate(values: Sequence[Any], how: str) -> float | None:
