@@ -281,15 +281,14 @@ def _environment(side: Side) -> dict[str, str]:
     record = side.record
     if record is None:
         return found | {str(k): str(v) for value in told for k, v in value.get("versions", {}).items()}
-    host = record.environment
-    revision = record.git.revision[:12] or "no git"
+    environment = record.environment
     return {
         **found,
-        "python": host.python,
-        **host.packages,
-        "host": f"{host.system}, {host.cores} cores, {host.memory_gib} GiB",
-        "variables": ", ".join(f"{name}={value}" for name, value in host.variables.items()) or "none of JAX's set",
-        "git revision": revision + (" with changes" if record.git.dirty else ""),
+        "python": environment.python,
+        **environment.packages,
+        "host": environment.host,
+        "variables": environment.settings,
+        "git revision": str(record.git),
         "started": record.started[:19].replace("T", " "),
         "ended": record.ended[:19].replace("T", " "),
     }

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dsv3lab.config import GateConfig, RunConfig, nearest
+from dsv3lab.config.text import listed
 from dsv3lab.workbook import baselines, hints
 from dsv3lab.workbook import waivers as waiving
 from dsv3lab.workbook.baselines import Bound
@@ -165,7 +166,6 @@ def evaluate(
     points: Sequence[Point],
     executed: bool,
     device: Device,
-    profile: str = "",
     problem: str = "",
     config: RunConfig | None = None,
 ) -> GateResult:
@@ -177,9 +177,9 @@ def evaluate(
         points: every point that its stage wrote.
         executed: whether every cell of the stage ran and the stage was closed.
         device: what the stage ran on.
-        profile: name of the profile that it ran with; unknown, it is none that a gate requires.
         problem: why the stage cannot be judged, if it cannot.
-        config: what the stage ran with, for a gate that compares with the accepted baseline: without it there is none.
+        config: what the stage ran with, for gates about one profile and those that compare with the accepted baseline;
+            without it the profile is none that a gate requires, and there is no baseline.
     """
     values = [point.value for point in points if point.name == gate.metric]
     bound = baselines.bound(gate, config=config, device=device)
@@ -189,7 +189,7 @@ def evaluate(
 
     if problem or not executed:
         return result("error", problem or "the stage did not finish")
-    lacking = _lacking(gate, device, profile)
+    lacking = _lacking(gate, device, config.profile.name if config else "")
     if lacking:
         return result("skipped", lacking)
     if not values:
@@ -220,7 +220,7 @@ def began(points: Sequence[Point]) -> str:
         return ""
     names = [p.name for p in bad if (p.step, p.time) == (bad[0].step, bad[0].time)]
     where = "no step" if bad[0].step is None else f"step {bad[0].step}"
-    return f"{where}, in {', '.join(names[:SHOWN])}{f' and {len(names) - SHOWN} more' if len(names) > SHOWN else ''}"
+    return f"{where}, in {listed(names, most=SHOWN)}"
 
 
 def aggregate(values: Sequence[Any], how: str) -> float | None:
@@ -235,23 +235,13 @@ def evaluate_stage(
     *,
     executed: bool,
     device: Device,
-    profile: str = "",
     waivers: Sequence[waiving.Waiver] = (),
     problem: str = "",
     config: RunConfig | None = None,
 ) -> list[GateResult]:
     """Judge the gates of one stage (see `evaluate`) and apply the waivers (see `waivers.apply`)."""
     results = [
-        evaluate(
-            gate,
-            gate_id,
-            points=points,
-            executed=executed,
-            device=device,
-            profile=profile,
-            problem=problem,
-            config=config,
-        )
+        evaluate(gate, gate_id, points=points, executed=executed, device=device, problem=problem, config=config)
         for gate_id, gate in gates.items()
     ]
     return waiving.apply(results, waivers, device=device)
@@ -263,7 +253,6 @@ def evaluate_folder(
     *,
     executed: bool,
     device: Device,
-    profile: str = "",
     waivers: Sequence[waiving.Waiver] = (),
     problem: str = "",
     config: RunConfig | None = None,
@@ -273,7 +262,7 @@ def evaluate_folder(
         points = read_points(folder / "metrics.jsonl")
     except MetricsError as error:
         points, problem = [], problem or str(error)
-    options: Any = {"executed": executed, "device": device, "profile": profile, "config": config}
+    options: Any = {"executed": executed, "device": device, "config": config}
     return evaluate_stage(gates, points, **options, waivers=waivers, problem=problem)
 
 

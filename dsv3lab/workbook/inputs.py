@@ -26,6 +26,9 @@ class Git:
     revision: str
     dirty: bool
 
+    def __str__(self) -> str:
+        return self.revision[:12] + (" with changes" if self.dirty else "") if self.revision else "no git"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
@@ -38,6 +41,16 @@ class Environment:
     memory_gib: float
     variables: dict[str, str] = field(default_factory=dict)
     """Environment variables by which JAX and XLA compute otherwise (`read_variables`)."""
+
+    @property
+    def host(self) -> str:
+        """The machine, for people."""
+        return f"{self.system}, {self.cores} cores, {self.memory_gib} GiB"
+
+    @property
+    def settings(self) -> str:
+        """The variables, for people."""
+        return ", ".join(f"{name}={value}" for name, value in self.variables.items()) or "none of JAX's set"
 
 
 @dataclass(frozen=True, kw_only=True)

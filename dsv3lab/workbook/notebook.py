@@ -181,7 +181,6 @@ def _outcome(
         folder,
         executed=status == "ok",
         device=device,
-        profile=config.profile.name,
         waivers=waivers,
         problem="" if status == "ok" else f"the stage is {status.replace('_', ' ')}: {hints.split(error)[0]}",
         config=config,

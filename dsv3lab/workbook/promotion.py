@@ -14,6 +14,7 @@ from typing import Any
 
 from dsv3lab.config import ConfigError, RunConfig, build, canonical, diff, plain
 from dsv3lab.config.disk import flush
+from dsv3lab.config.text import listed
 from dsv3lab.config.workbook import ProfileConfig
 from dsv3lab.workbook import commands, waivers
 from dsv3lab.workbook import record as records
@@ -111,8 +112,7 @@ class Newest:
             reasons = [f"{key} {old!r} -> {new!r}" for key, (old, new) in diff(record.shared, shared).items()]
         reasons += staleness(record)
         if reasons:
-            more = f" and {len(reasons) - 3} more" if len(reasons) > 3 else ""
-            raise UpstreamError(f"{record.phase} is stale: {', '.join(reasons[:3])}{more}; {command}")
+            raise UpstreamError(f"{record.phase} is stale: {listed(reasons, most=3)}; {command}")
         self._check_links(number)
         return found
 

@@ -256,7 +256,7 @@ def judge_whole(
         [Point(name="stage/wall_s", value=seconds, step=None, time="")],
         executed=all(stage.finished for stage in stages),
         device=scope,
-        profile=config.profile.name,
+        config=config,
         waivers=waivers,
         problem="" if all(stage.finished for stage in stages) else "not every stage finished",
     )

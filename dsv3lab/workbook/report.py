@@ -8,6 +8,7 @@ from typing import Any
 
 from dsv3lab.config import ConfigError, RunConfig, build, diff, plain
 from dsv3lab.config.run import read_yaml
+from dsv3lab.config.text import listed
 from dsv3lab.workbook import hints, report_figures, ui, verdict
 from dsv3lab.workbook import record as records
 from dsv3lab.workbook.chain import ChainError, read_chain
@@ -217,8 +218,7 @@ def _difference(record: PhaseRecord, *, config: RunConfig, runs: Path) -> str:
         rows = [(key, _value(one), _value(other)) for key, (one, other) in found.items()]
         parts.append(_table(("key", "promoted run", "this run"), rows))
     lines = changes(old.inputs.code, record.inputs.code) + changes(old.inputs.lock, record.inputs.lock)
-    more = f" and {len(lines) - LISTED} more" if len(lines) > LISTED else ""
-    parts.append(f"<p>Code: {_e(', '.join(lines[:LISTED]) or 'the same')}{more}.</p>")
+    parts.append(f"<p>Code: {_e(listed(lines, most=LISTED) or 'the same')}.</p>")
     here = environment_changes(old.environment, record.environment)
     parts.append(f"<p>Environment: {_e(', '.join(here) or 'the same')}.</p>")
     return "\n".join(parts)
@@ -239,15 +239,13 @@ def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _environment(record: PhaseRecord) -> str:
     environment = record.environment
-    git = record.git.revision[:12] + (" with changes" if record.git.dirty else "") if record.git.revision else "no git"
     rows = {
         "devices": f"{record.scope.count} × {record.scope.kind}",
-        "host": f"{environment.system}, {environment.cores} cores, {environment.memory_gib} GiB",
+        "host": environment.host,
         "Python": environment.python,
         "packages": ", ".join(f"{name} {version}" for name, version in environment.packages.items()),
-        "variables": ", ".join(f"{name}={value}" for name, value in environment.variables.items())
-        or "none of JAX's set",
-        "revision": git,
+        "variables": environment.settings,
+        "revision": str(record.git),
         "configuration": record.config_sha256,
         "code": f"{len(record.inputs.code)} files, {len(record.inputs.lock)} lock files, hashed in record.json",
         "built on": f"{record.upstream.record} ({record.upstream.record_sha256[:12]})"

@@ -223,7 +223,7 @@ def _other_device(then: Device, now: Device | str) -> str:
 def _judged(folder: Path, outcome: StageOutcome, *, config: RunConfig, waivers: Sequence[Waiver]) -> list[GateResult]:
     """The gates of today over what the stage recorded."""
     mine = gates.stage_gates(config.phase.gates, outcome.name)
-    options: Any = {"device": outcome.device, "profile": config.profile.name, "config": config}
+    options: Any = {"device": outcome.device, "config": config}
     return gates.evaluate_folder(mine, folder, executed=True, **options, waivers=waivers)
 
 

@@ -222,7 +222,6 @@ class Stage:
             self.folder,
             executed=True,
             device=device,
-            profile=self.config.profile.name,
             waivers=waivers.load(phase=self.config.phase.name),
             config=self.config,
         )

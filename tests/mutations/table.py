@@ -300,11 +300,11 @@ MUTATIONS = (
         file="dsv3lab/model/linear.py",
         old="    rows = fp8.quantise(x, ROW, format=recipe.format, power_of_two=recipe.power_of_two)\n"
         "    weight = fp8.quantise(w, BLOCK)\n"
-        "    y = fp8.dequantise(rows, ROW)",
+        "    y = fp8.product(rows, weight)",
         new='    jax.debug.callback(lambda _: __import__("time").sleep(0.5), x[0, 0])\n'
         "    rows = fp8.quantise(x, ROW, format=recipe.format, power_of_two=recipe.power_of_two)\n"
         "    weight = fp8.quantise(w, BLOCK)\n"
-        "    y = fp8.dequantise(rows, ROW)",
+        "    y = fp8.product(rows, weight)",
         gates=("fp8_throughput",),
         also=("fp8_loss",),
         overrides=FEW_FP8_STEPS,
@@ -632,9 +632,9 @@ MUTATIONS = (
         stage="routing_accuracy",
         what="a callback of somebody's debugging holds up every product in fp8",
         file="dsv3lab/model/linear.py",
-        old="    y = fp8.dequantise(rows, ROW) @ fp8.dequantise(weight, BLOCK)\n",
+        old="    y = fp8.product(rows, weight)\n",
         new='    jax.debug.callback(lambda _: __import__("time").sleep(0.5), x[0, 0])\n'
-        "    y = fp8.dequantise(rows, ROW) @ fp8.dequantise(weight, BLOCK)\n",
+        "    y = fp8.product(rows, weight)\n",
         gates=("routing_throughput",),
         also=ROUNDED,
         overrides=(SOME_TOKENS,),

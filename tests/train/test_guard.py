@@ -11,7 +11,7 @@ import pytest
 from dsv3lab.config import StabilityConfig
 from dsv3lab.train import guard, losses, optimizer, step
 from tests import builders
-from tests.train.helpers import random_like
+from tests.train.helpers import random_state
 
 LENGTH = builders.SEQUENCE_LENGTH
 MODEL = builders.model_config(num_hidden_layers=1, first_k_dense_replace=0, num_nextn_predict_layers=0)
@@ -25,10 +25,7 @@ def bits(tree: object) -> list[bytes]:
 @pytest.mark.limit(60)  # compiles the update of every leaf
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_an_update_without_a_finite_gradient_or_objective_is_skipped_bitwise(bad: float) -> None:
-    state = random_like(step.TrainState.abstract(MODEL, TRAIN, sequence_length=LENGTH))
-    state = eqx.tree_at(
-        lambda s: s.opt_state, state, step.TrainState.of(state.model, TRAIN, sequence_length=LENGTH).opt_state
-    )
+    state = random_state(MODEL, TRAIN, sequence_length=LENGTH)
     grads = jax.tree.map(jnp.ones_like, step.split(state.model)[0])
     one = jnp.float32(1.0)
     parts = losses.Losses(total=one, main=one, mtp=one, balance=one, loads=jnp.asarray([[9, 1, 0, 2]]))

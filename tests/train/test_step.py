@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 from dsv3lab.model import LOCAL, abstract, reading
 from dsv3lab.train import losses, step
 from tests import builders, tolerances
-from tests.train.helpers import random_like
+from tests.train.helpers import random_like, random_state
 
 LENGTH = builders.SEQUENCE_LENGTH
 
@@ -54,10 +53,7 @@ def test_loads_of_micro_batches_are_summed_before_the_sign(monkeypatch: pytest.M
 def test_gamma_zero_leaves_the_bias_bitwise_through_the_optimizer() -> None:
     model = builders.model_config(num_hidden_layers=1, first_k_dense_replace=0, num_nextn_predict_layers=0)
     config = builders.train_config()
-    state = random_like(step.TrainState.abstract(model, config, sequence_length=LENGTH))
-    state = eqx.tree_at(
-        lambda s: s.opt_state, state, step.TrainState.of(state.model, config, sequence_length=LENGTH).opt_state
-    )
+    state = random_state(model, config, sequence_length=LENGTH)
     grads = jax.tree.map(jnp.ones_like, step.split(state.model)[0])
     zero = jnp.float32(0.0)
     parts = losses.Losses(total=zero, main=zero, mtp=zero, balance=zero, loads=jnp.asarray([[9, 1, 0, 2]]))

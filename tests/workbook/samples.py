@@ -65,6 +65,11 @@ def with_baseline(config: RunConfig, device: Device = CPU, **changes: Any) -> Ru
     return dataclasses.replace(config, phase=dataclasses.replace(config.phase, baseline=baseline))
 
 
+def with_profile(config: RunConfig, name: str) -> RunConfig:
+    """`config` as a run of another profile has it, sizes aside."""
+    return dataclasses.replace(config, profile=dataclasses.replace(config.profile, name=name))
+
+
 def passing(config: RunConfig, stage: str) -> list[GateResult]:
     """Results for the gates of a stage: each observed at its threshold or just on its good side, or for a GPU only."""
     results = []

@@ -226,7 +226,8 @@ def test_every_gate_can_fail(phase: int) -> None:
             points = samples.points(*values, name=chosen.metric)
             device = gates.Device(kind="NVIDIA H100", count=chosen.requires.count)
             device = device if chosen.requires.device == "gpu" else samples.CPU
-            options: Any = {"device": device, "profile": chosen.requires.profile or "default", "config": compared}
+            judged_by = samples.with_profile(compared, chosen.requires.profile or "default")
+            options: Any = {"device": device, "config": judged_by}
             return gates.evaluate(chosen, gate_id, points=points, executed=True, **options).status
 
         assert (status(wrong), status(), status(math.nan)) == ("fail", "missing", "error"), gate_id
@@ -243,8 +244,8 @@ def test_a_gate_for_other_hardware_is_judged_there_and_skipped_with_its_reason_h
 
         def judged(count: int, kind: str = "NVIDIA H100", right: Any = right, chosen: GateConfig = chosen) -> Any:
             device = gates.Device(kind=kind, count=count)
-            options: Any = {"device": device, "profile": chosen.requires.profile or "default"}
-            return gates.evaluate(chosen, "g", points=right, executed=True, **options)
+            ran = samples.with_profile(config, chosen.requires.profile or "default")
+            return gates.evaluate(chosen, "g", points=right, executed=True, device=device, config=ran)
 
         assert judged(needs.count).status == judged(2 * needs.count).status == "pass", gate_id
         for few in (judged(needs.count - 1), judged(needs.count, kind="cpu")):
@@ -255,9 +256,11 @@ def test_a_gate_for_other_hardware_is_judged_there_and_skipped_with_its_reason_h
 def test_a_gate_about_one_profile_is_skipped_under_every_other_and_where_nobody_knows() -> None:
     chosen = gate(requires={"device": "gpu", "count": 1, "profile": "tiny"})
     h100 = gates.Device(kind="NVIDIA H100", count=1)
+    config, _ = samples.configuration(1)
+    tiny, default = (samples.with_profile(config, name) for name in ("tiny", "default"))
     options: Any = {"points": samples.points(1.0), "executed": True}
-    assert gates.evaluate(chosen, "g", **options, device=h100, profile="tiny").status == "pass"
-    other = gates.evaluate(chosen, "g", **options, device=h100, profile="default")
+    assert gates.evaluate(chosen, "g", **options, device=h100, config=tiny).status == "pass"
+    other = gates.evaluate(chosen, "g", **options, device=h100, config=default)
     assert (other.status, other.message) == ("skipped", "needs profile=tiny, ran with profile=default")
     neither = gates.evaluate(chosen, "g", **options, device=samples.CPU)
     assert neither.message == "needs 1 x gpu and profile=tiny, ran on 8 x cpu with profile=unknown"
