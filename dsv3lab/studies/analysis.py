@@ -10,6 +10,8 @@ Summary = dict[str, Any]
 
 FP8_FLOOR, SPREAD_CAP = 0.0025, 0.01
 """The relative loss error that the report saw in FP8 (3.3 and B.1), and the most of the seeds' spread that excuses more."""
+FP8_TOKENS = 1_000_000
+"""Below so many tokens the loss has hardly begun to fall in any format: FP8 is not judged, as in the gate `fp8_loss`."""
 
 
 def balance(outcomes: Outcomes, prediction: Mapping[str, Any] | None) -> Summary:
@@ -21,7 +23,9 @@ def balance(outcomes: Outcomes, prediction: Mapping[str, Any] | None) -> Summary
 def fp8(outcomes: Outcomes, prediction: Mapping[str, Any] | None) -> Summary:
     """FP8 against BF16, paired by seed: relative difference of the loss, beside what the seeds of BF16 differ by.
 
-    `allowed` is the larger of the report's 0.25 % and the spread of the BF16 seeds, the spread capped at 1 %.
+    `allowed` is the larger of the report's 0.25 % and the spread of the BF16 seeds, the spread capped at 1 %; what is
+    compared with it is the mean distance, so that a seed above and one below do not cancel. `within` is `None`, not
+    judged, if a training saw fewer than `FP8_TOKENS` tokens.
     """
     del prediction
     pairs = _by_variant(outcomes)
@@ -30,16 +34,18 @@ def fp8(outcomes: Outcomes, prediction: Mapping[str, Any] | None) -> Summary:
     losses = [one["loss"] for one in base.values()]
     spread = (max(losses) - min(losses)) / float(np.mean(losses))
     allowed = max(FP8_FLOOR, min(spread, SPREAD_CAP))
-    mean = float(np.mean(differences["loss"]))
+    distance = float(np.mean(np.abs(differences["loss"])))
+    tokens = min(one["tokens"] for one in outcomes)
     return {
         "variants": {name: _of_variant(runs) for name, runs in pairs.items()},
         "seeds": list(base),
         "relative_difference": differences["loss"],
         "relative_difference_validation": differences["validation_loss"],
-        "mean_relative_difference": mean,
+        "mean_relative_distance": distance,
+        "tokens": tokens,
         "bf16_spread": spread,
         "allowed": allowed,
-        "within": abs(mean) <= allowed,
+        "within": distance <= allowed if tokens >= FP8_TOKENS else None,
     }
 
 
@@ -66,6 +72,9 @@ ANALYSES: dict[str, Callable[[Outcomes, Mapping[str, Any] | None], Summary]] = {
 """Study -> what is made of its trainings."""
 
 
+_VERDICTS = {True: "within", False: "NOT within", None: f"below {FP8_TOKENS:,} tokens not judged by"}
+
+
 def words(name: str, summary: Mapping[str, Any]) -> list[str]:
     """The summary in lines for people."""
     rows = [f"{'':<22} {'loss':>8} {'spread':>9} {'held out':>9} {'MaxVio':>7}   nats per token; spread is max - min"]
@@ -76,9 +85,9 @@ def words(name: str, summary: Mapping[str, Any]) -> list[str]:
     if name == "fp8":
         each = ", ".join(f"{100 * value:+.3f} %" for value in summary["relative_difference"])
         rows.append(
-            f"FP8 against BF16, by seed: {each}; mean {100 * summary['mean_relative_difference']:+.3f} %, "
-            f"{'within' if summary['within'] else 'NOT within'} the allowed {100 * summary['allowed']:.3f} % "
-            f"(BF16 seeds differ by {100 * summary['bf16_spread']:.3f} %)"
+            f"FP8 against BF16, by seed: {each}; mean distance {100 * summary['mean_relative_distance']:.3f} %, "
+            f"{_VERDICTS[summary['within']]} the allowed {100 * summary['allowed']:.3f} % "
+            f"(BF16 seeds differ by {100 * summary['bf16_spread']:.3f} %); {summary['tokens']:,} tokens each"
         )
     if "predicted" in summary:
         rows.append(

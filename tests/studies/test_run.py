@@ -13,6 +13,7 @@ from dsv3lab.config import CONF, ROOT, diff, digest, read_study, study_names
 from dsv3lab.config import help as helps
 from dsv3lab.config.studies import TrainingsConfig
 from dsv3lab.studies import analysis, log, results, run, trainings
+from dsv3lab.workbook.compose import compose
 from dsv3lab.workbook.inputs import read_inputs
 from dsv3lab.workbook.process import locked
 from tests.studies.fake import Trainer
@@ -96,19 +97,27 @@ def test_a_study_of_seeds_pairs_and_averages_them(runs: Path, trainer: Trainer, 
     summary = result(runs, "fp8")["summary"]
     assert summary["relative_difference"] == pytest.approx([0.002 / 5.0, 0.002 / 5.01, 0.002 / 5.02], rel=1e-6)
     assert summary["bf16_spread"] == pytest.approx(0.02 / 5.01) and summary["allowed"] == summary["bf16_spread"]
-    assert summary["within"] is True
+    assert summary["tokens"] == 768 and summary["within"] is None, "too few tokens are not judged"
     assert summary["variants"]["FP8"]["losses"] == pytest.approx([5.002, 5.012, 5.022])
 
 
 def test_fp8_is_not_excused_by_seeds_that_differ_a_lot() -> None:
     def one(variant: str, seed: int, loss: float) -> dict[str, Any]:
-        same = {"validation_loss": loss, "maxvio": 0.0, "nonfinite_steps": 0}
+        same = {"validation_loss": loss, "maxvio": 0.0, "nonfinite_steps": 0, "tokens": analysis.FP8_TOKENS}
         return {"variant": variant, "seed": seed, "loss": loss, **same}
 
     apart = [one("BF16", 0, 5.0), one("BF16", 1, 5.5), one("FP8", 0, 5.1), one("FP8", 1, 5.6)]
     near = [one("BF16", 0, 5.0), one("BF16", 1, 5.0), one("FP8", 0, 5.02), one("FP8", 1, 5.0)]
     assert (analysis.fp8(apart, None)["allowed"], analysis.fp8(apart, None)["within"]) == (0.01, False)
     assert (analysis.fp8(near, None)["allowed"], analysis.fp8(near, None)["within"]) == (0.0025, True)
+    cancel = [one("BF16", 0, 5.0), one("BF16", 1, 5.0), one("FP8", 0, 5.05), one("FP8", 1, 4.95)]
+    assert analysis.fp8(cancel, None)["within"] is False, "a seed above and one below do not cancel"
+
+
+def test_the_study_of_fp8_is_judged_as_its_gate_is() -> None:
+    gate = compose([], phase=1)[0].phase.gates["fp8_loss"]
+    assert gate.requires.tokens == analysis.FP8_TOKENS
+    assert all(one.tokens >= analysis.FP8_TOKENS for one in trainings.read("fp8", profile="default").trainings)
 
 
 def test_a_finished_training_is_not_repeated_after_a_kill(runs: Path, trainer: Trainer) -> None:
