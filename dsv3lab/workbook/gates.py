@@ -202,9 +202,12 @@ def evaluate(
     observed = aggregate(values, gate.aggregate)
     if observed is None:
         return result("error", f"no finite {gate.aggregate} of {gate.metric}")
-    short = _too_short(gate, points)
-    if short:
-        return result("skipped", short)
+    trained = _trained(points)
+    needed = gate.requires.tokens
+    if needed is not None and trained is None:
+        return result("missing", f"needs {needed:,} tokens of training, and {TOKENS} does not say how many there were")
+    if needed is not None and trained is not None and trained < needed:
+        return result("skipped", f"needs {needed:,} tokens of training, had {trained:,.0f}")
     if bound.threshold is None:
         return result("skipped", bound.lacking, observed)
     if holds(observed, gate.op, bound.threshold):
@@ -285,13 +288,10 @@ def _lacking(gate: GateConfig, device: Device, profile: str) -> str:
     return f"needs {' and '.join(wanted)}, ran {' '.join(had)}" if wanted else ""
 
 
-def _too_short(gate: GateConfig, points: Sequence[Point]) -> str:
-    """What training the gate needs and what there was, if that was less; a stage that does not say is judged."""
-    trained = [number(point.value) for point in points if point.name == TOKENS]
-    needed = gate.requires.tokens
-    if needed is None or not trained or trained[-1] is None or trained[-1] >= needed:
-        return ""
-    return f"needs {needed:,} tokens of training, had {trained[-1]:,.0f}"
+def _trained(points: Sequence[Point]) -> float | None:
+    """The tokens that a stage has trained on, as it says last; `None` if it does not say, or says no finite number."""
+    said = [point.value for point in points if point.name == TOKENS]
+    return number(said[-1]) if said else None
 
 
 def _advised(message: str, gate: GateConfig, points: Sequence[Point]) -> str:
