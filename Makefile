@@ -14,6 +14,8 @@ UV_PIN = $(shell sed -n 's/^uv==\([^ ;]*\).*/\1/p' constraints.txt)
 # Nothing that this project starts reports home.
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
+# Large pages for the arrays of JAX, for tests and JupyterLab too (dsv3lab/workbook/process.py says why).
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup same-python run study test test-slow lint format lab ui doctor verify constraints clean clean-all

@@ -6,6 +6,7 @@ process of its own (`python -m dsv3lab.<room>`), so that this one never holds a 
 
 import argparse
 import importlib
+import os
 import signal
 import subprocess
 import sys
@@ -198,8 +199,11 @@ def child(module: str, *arguments: str, capture: bool = False) -> tuple[int, str
     Returns:
         Its exit status where that is a promised one (0, 2, 75), else 3; and its output if it was captured.
     """
+    from dsv3lab.workbook.process import large_pages
+
     pipe = subprocess.PIPE if capture else None
-    process = subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=pipe, text=True)
+    command = [sys.executable, "-m", module, *arguments]
+    process = subprocess.Popen(command, stdout=pipe, text=True, env=large_pages(os.environ))
     before = signal.signal(signal.SIGTERM, lambda signum, frame: process.send_signal(signum))
     printed: list[str] = []
     try:

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -28,6 +28,7 @@ SAVE_GRACE_S = 120.0
 """How long a stage may take to save after SIGTERM."""
 END_GRACE_S = 30.0
 """How long the executor may take to write what it knows after its kernel was killed."""
+_LARGE_PAGES = "glibc.malloc.hugetlb"
 
 
 class BusyError(RuntimeError):
@@ -101,7 +102,7 @@ def kernel_environment(runs: Path, *, stage: str) -> dict[str, str]:
     environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(runs / "cache" / "jax" / machine()))
     environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
     path = [str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]
-    return environment | {
+    return large_pages(environment) | {
         "PYTHONPATH": os.pathsep.join(path),
         "DSV3LAB_RUNS": str(runs),
         "DSV3LAB_STAGE": stage,
@@ -111,6 +112,19 @@ def kernel_environment(runs: Path, *, stage: str) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
+
+
+def large_pages(environment: Mapping[str, str]) -> dict[str, str]:
+    """`environment` with glibc's request for large pages, unless the user has set it; other C libraries ignore it.
+
+    XLA allocates the temporaries of a step anew each time, and the kernel gives and clears them page by page: 73,700
+    page faults in a step of the default training on 2 CPU cores, 600 with pages of 2 MiB, and a fifth less CPU time. No
+    number changes.
+    """
+    tunables = [word for word in environment.get("GLIBC_TUNABLES", "").split(":") if word]
+    if not any(word.startswith(f"{_LARGE_PAGES}=") for word in tunables):
+        tunables.append(f"{_LARGE_PAGES}=1")
+    return {**environment, "GLIBC_TUNABLES": ":".join(tunables)}
 
 
 @functools.cache
