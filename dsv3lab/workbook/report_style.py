@@ -17,9 +17,10 @@ th{text-align:left;border-bottom:2px solid var(--line);padding:.3em .5em;vertica
 td{border-bottom:1px solid var(--line);padding:.35em .5em;vertical-align:top}
 td:first-child{min-width:5em}
 table.gates{table-layout:fixed}
-table.gates th:nth-child(1){width:22%}table.gates th:nth-child(2),table.gates th:nth-child(3),
-table.gates th:nth-child(5){width:10%}table.gates th:nth-child(4){width:13%}table.gates th:nth-child(6){width:7%}
-td.number{text-align:right;font-variant-numeric:tabular-nums;overflow-wrap:normal}
+table.gates th:nth-child(1){width:21%}table.gates th:nth-child(2),table.gates th:nth-child(3),
+table.gates th:nth-child(5),table.gates th:nth-child(6){width:10.5%}table.gates th:nth-child(4){width:13%}
+td.number{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+td.pass,td.fail,td.error,td.missing,td.skipped,td.waived{overflow-wrap:normal}
 figure{margin:1em 0;break-inside:avoid}
 figcaption{font-size:.85rem;line-height:1.4}
 figcaption strong{color:var(--ink);font-weight:600}
