@@ -15,6 +15,7 @@ from dsv3lab.config.data import DataConfig as DataConfig
 from dsv3lab.config.data import DomainConfig as DomainConfig
 from dsv3lab.config.model import ModelConfig as ModelConfig
 from dsv3lab.config.model import YarnConfig as YarnConfig
+from dsv3lab.config.model import repeating_units as repeating_units
 from dsv3lab.config.paths import CONF as CONF
 from dsv3lab.config.paths import ROOT as ROOT
 from dsv3lab.config.paths import runs_dir as runs_dir

@@ -124,3 +124,21 @@ class ModelConfig:
     def qk_head_dim(self) -> int:
         """Per-head width of queries and keys: the part without position and the rotary part."""
         return self.qk_nope_head_dim + self.qk_rope_head_dim
+
+
+def repeating_units(kinds: tuple[bool, ...]) -> list[tuple[tuple[bool, ...], int]]:
+    """Layers as units of blocks and how often each is repeated, in order, with the fewest blocks in all units together.
+
+    (dense, dense, dense, moe, moe, ...) is (dense) x 3 and (moe) x the rest; (dense, moe, moe, dense, moe, moe) is
+    (dense, moe, moe) x 2. Of equal choices the one with the fewest units, the first repeated most.
+    """
+    best: list[list[tuple[tuple[bool, ...], int]]] = [[] for _ in range(len(kinds) + 1)]  # of the layers from here on
+    for first in reversed(range(len(kinds))):
+        rest, choices = kinds[first:], []
+        for size in range(1, len(rest) + 1):
+            times = 1
+            while rest[size * times : size * (times + 1)] == rest[:size]:
+                times += 1
+            choices += [[(rest[:size], n), *best[first + size * n]] for n in range(times, 0, -1)]
+        best[first] = min(choices, key=lambda units: (sum(len(u) for u, _ in units), len(units), -units[0][1]))
+    return best[0]

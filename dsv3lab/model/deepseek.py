@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from dsv3lab.config import ModelConfig, YarnConfig, nearest
-from dsv3lab.model.block import Context, Routed, Stack, local_names, repeating_units
+from dsv3lab.config import ModelConfig, YarnConfig, nearest, repeating_units
+from dsv3lab.model.block import Context, Routed, Stack, local_names
 from dsv3lab.model.execution import LOCAL, Execution
 from dsv3lab.model.experts import MoE
 from dsv3lab.model.layers import RMSNorm, normal

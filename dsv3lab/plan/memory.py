@@ -5,7 +5,7 @@ Exact, as integers; what a compiler needs in between (its temporaries) is no par
 
 from typing import Literal
 
-from dsv3lab.config import ModelConfig, TrainConfig
+from dsv3lab.config import ModelConfig, TrainConfig, repeating_units
 from dsv3lab.plan.count import parameters
 
 WORD = 4
@@ -49,8 +49,8 @@ def residual_bytes(
     """What a gradient in float32 keeps for its backward pass beside its arguments, by part; layers in a scan.
 
     layers: of each unit of blocks its input, and what the policy keeps (`dsv3lab.parallel.remat`): the outputs of the
-        products that something in the unit reads again. The last product of a layer is read by the next unit only,
-        which keeps it as its input.
+        products that something in the unit reads again. The last products of a unit are read by the next one only,
+        which keeps its input; those of the blocks before the last one of a unit are kept.
     mtp: the same of the MTP modules, whose unit begins with the joined states and ends with a norm, for which the last
         products are kept, too.
     head: the loss makes the gradient of the head and of the hidden states on its way forward.
@@ -58,17 +58,18 @@ def residual_bytes(
         angles, token ids and a mask of one byte for each token and MTP module.
 
     Args:
-        config: the model, with units of one block (no `dense_layer_interval`).
+        config: the model.
         remat: the policy; what "none" keeps is a matter of the differentiated program alone, and counted there.
         sequences: sequences of one micro-batch.
         sequence_length: targets of one of them.
     """
     d, tokens, depths = config.hidden_size, sequences * sequence_length, config.num_nextn_predict_layers
-    attention, dense, experts, last = _kept(config, remat)
-    units = (
-        config.num_hidden_layers * (d + attention) + config.num_dense_layers * dense + config.num_moe_layers * experts
+    attention, inner, last = _kept(config, remat)
+    units = sum(
+        repeats * (d + sum(attention + inner[moe] for moe in unit) + sum(last[moe] for moe in unit[:-1]))
+        for unit, repeats in repeating_units(config.moe_layers)
     )
-    joined = 2 * d + attention + experts + last
+    joined = 2 * d + attention + inner[True] + last[True]
     outside = 1 + 2 * depths  # the final norm, and those of hidden state and embedding before each MTP module
     return {
         "layers": WORD * tokens * units,
@@ -80,15 +81,18 @@ def residual_bytes(
     }
 
 
-def _kept(config: ModelConfig, remat: str) -> tuple[int, int, int, int]:
-    """Numbers kept for each token: by attention, a dense layer, an MoE layer, and behind the last block of an MTP module."""
+def _kept(config: ModelConfig, remat: str) -> tuple[int, dict[bool, int], dict[bool, int]]:
+    """Numbers kept for each token by attention, within a feed-forward layer, and of its last products.
+
+    Of the layer without experts (False) and with them (True).
+    """
     if remat == "full":
-        return 0, 0, 0, 0
+        return 0, {False: 0, True: 0}, {False: 0, True: 0}
     d, heads = config.hidden_size, config.num_attention_heads
     query_up, latent_up = heads * config.qk_head_dim, heads * (config.qk_nope_head_dim + config.v_head_dim)
     ups = query_up + latent_up if remat == "products" else 0
     down = (config.q_lora_rank or 0) + config.kv_lora_rank + config.qk_rope_head_dim
     attention = down + ups + heads * config.v_head_dim + d
     shared, top = config.n_shared_experts, config.num_experts_per_tok
-    experts = 2 * config.moe_intermediate_size * (shared + top)
-    return attention, 2 * config.intermediate_size, experts, d * (top + bool(shared))
+    inner = {False: 2 * config.intermediate_size, True: 2 * config.moe_intermediate_size * (shared + top)}
+    return attention, inner, {False: d, True: d * (top + bool(shared))}

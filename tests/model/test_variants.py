@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dsv3lab.config import ConfigError
+from dsv3lab.config import ConfigError, repeating_units
 from dsv3lab.model import LOCAL, MoE
 from dsv3lab.model import reading as reference
-from dsv3lab.model.block import repeating_units
 from dsv3lab.model.layers import dropout
 from dsv3lab.model.routing import auxiliary_losses
 from tests.builders import model_config, random_model

@@ -99,6 +99,8 @@ CHANGES = [
     {"q_lora_rank": None, "n_shared_experts": 0},
     {"tie_word_embeddings": True},
     {"num_hidden_layers": 5, "first_k_dense_replace": 2},
+    {"num_hidden_layers": 6, "first_k_dense_replace": 0, "dense_layer_interval": 3},
+    {"num_hidden_layers": 7, "first_k_dense_replace": 0, "dense_layer_interval": 3, "n_shared_experts": 0},
 ]
 
 
