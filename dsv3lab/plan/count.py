@@ -13,7 +13,8 @@ class Parameters:
     """Numbers of parameters.
 
     total: the main model, embedding and head included, MTP modules not.
-    activated: those that one token uses: the chosen experts only, the head but not the embedding (which is a lookup).
+    activated: those that one token uses: the chosen experts only, the head but not the embedding (which is a lookup);
+        tied embeddings are the head.
     mtp: the MTP modules' own parameters; embedding and head are shared with the main model and not counted again.
     by_part: the main model by part; its values sum to `total`.
     """
@@ -64,7 +65,8 @@ def parameters(config: ModelConfig) -> Parameters:
     idle = moe * (config.n_routed_experts - config.num_experts_per_tok) * expert_parameters(config)
     # One MTP module: a layer with experts, the projection of [embedding ; hidden], the two norms before it and its own.
     mtp = config.num_nextn_predict_layers * (moe_layer_parameters(config) + 2 * d * d + 3 * d)
-    return Parameters(total=total, activated=total - idle - by_part["embedding"], mtp=mtp, by_part=by_part)
+    looked_up = 0 if config.tie_word_embeddings else by_part["embedding"]
+    return Parameters(total=total, activated=total - idle - looked_up, mtp=mtp, by_part=by_part)
 
 
 def flops_per_token(

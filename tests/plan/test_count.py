@@ -29,6 +29,12 @@ def test_the_checkpoint_duplicates_embedding_and_head_for_mtp(v3):
     assert counted.total + counted.mtp + 2 * counted.by_part["embedding"] == 684_489_845_504
 
 
+def test_tied_embeddings_are_the_head_that_every_token_uses():
+    untied, tied = (plan.parameters(dl.config("nano", tie_word_embeddings=tie)) for tie in (False, True))
+    assert tied.activated == untied.activated
+    assert tied.total == untied.total - untied.by_part["embedding"]
+
+
 def test_v3_kv_cache_is_70_kb_and_llama_405b_is_7_344_times_it(v3):
     assert plan.kv_bytes_per_token(v3, bytes_per_element=2) == 70_272
     llama = dl.config("v3", num_hidden_layers=126)  # 8 key-value heads of 128
