@@ -10,6 +10,8 @@ from dsv3lab.plan.count import parameters
 
 WORD = 4
 """Bytes of a float32 or int32."""
+WORD_OF = {"float32": 4, "bfloat16": 2}
+"""Bytes of a number by its format."""
 _COUNTERS = 3
 """Steps done, updates of Adam and updates of the schedule."""
 
@@ -23,7 +25,7 @@ def state_bytes(config: ModelConfig, train: TrainConfig) -> dict[str, int]:
     layers = config.num_moe_layers + config.num_nextn_predict_layers
     biases = layers * config.n_routed_experts * config.has_router_bias
     weights = counts.total + counts.mtp - biases
-    moment = {"float32": 4, "bfloat16": 2}[train.optimizer.moments]
+    moment = WORD_OF[train.optimizer.moments]
     return {
         "weights": WORD * weights,
         "router biases": WORD * biases,
@@ -44,25 +46,33 @@ def metrics_bytes(config: ModelConfig) -> int:
 
 
 def residual_bytes(
-    config: ModelConfig, *, remat: Literal["full", "products", "report"], sequences: int, sequence_length: int
+    config: ModelConfig,
+    *,
+    remat: Literal["full", "products", "report"],
+    sequences: int,
+    sequence_length: int,
+    activations: Literal["float32", "bfloat16"] = "float32",
 ) -> dict[str, int]:
-    """What a gradient in float32 keeps for its backward pass beside its arguments, by part; layers in a scan.
+    """What a gradient keeps for its backward pass beside its arguments, by part; layers in a scan.
 
     layers: of each unit of blocks its input, and what the policy keeps (`dsv3lab.parallel.remat`): the outputs of the
         products that something in the unit reads again. The last products of a unit are read by the next one only,
         which keeps its input; those of the blocks before the last one of a unit are kept.
     mtp: the same of the MTP modules, whose unit begins with the joined states and ends with a norm, for which the last
         products are kept, too.
-    head: the loss makes the gradient of the head and of the hidden states on its way forward.
-    rest: norms outside the units (three arrays of the states' size, two numbers for each token, the scale), rotary
+    head: the loss makes the gradient of the head, in float32, and of the hidden states on its way forward.
+    rest: in float32, norms outside the units (three arrays of the states' size, two numbers for each token, the scale), rotary
         angles, token ids and a mask of one byte for each token and MTP module.
 
     Args:
         config: the model.
-        remat: the policy; what "none" keeps is a matter of the differentiated program alone, and counted there.
+        remat: the policy. "none" has no closed form: what it keeps is a matter of how JAX differentiates each operation,
+            and counted in the traced program (`dsv3lab.program.residuals`).
         sequences: sequences of one micro-batch.
         sequence_length: targets of one of them.
+        activations: their format. Weights are float32. Products in FP8 change nothing: what they keep beside it is made anew.
     """
+    size = WORD_OF[activations]
     d, tokens, depths = config.hidden_size, sequences * sequence_length, config.num_nextn_predict_layers
     attention, inner, last = _kept(config, remat)
     units = sum(
@@ -72,9 +82,9 @@ def residual_bytes(
     joined = 2 * d + attention + inner[True] + last[True]
     outside = 1 + 2 * depths  # the final norm, and those of hidden state and embedding before each MTP module
     return {
-        "layers": WORD * tokens * units,
-        "mtp": WORD * tokens * depths * joined,
-        "head": WORD * (1 + depths) * (d * config.vocab_size + tokens * d),
+        "layers": size * tokens * units,
+        "mtp": size * tokens * depths * joined,
+        "head": (1 + depths) * (WORD * d * config.vocab_size + size * tokens * d),
         "rest": WORD
         * (outside * (3 * tokens * d + 2 * tokens + d) + sequence_length * config.qk_rope_head_dim + tokens)
         + depths * tokens,

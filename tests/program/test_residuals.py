@@ -13,7 +13,7 @@ from jax.ad_checkpoint import print_saved_residuals
 
 import dsv3lab as dl
 from dsv3lab import plan, program
-from dsv3lab.config import ParallelConfig
+from dsv3lab.config import ParallelConfig, PrecisionConfig
 from dsv3lab.parallel import make_execution
 from dsv3lab.train import losses
 from tests import builders
@@ -80,8 +80,11 @@ def test_it_is_the_list_that_jax_prints(function):
     )
 
 
-def saved(config, policy, *, sequences=3, length=12, chunk=16):
-    execution = make_execution(ONE, remat=policy, scan=True)
+FLOAT32 = PrecisionConfig(products="float32", activations="float32")
+
+
+def saved(config, policy, *, precision=FLOAT32, sequences=3, length=12, chunk=16):
+    execution = make_execution(ONE, remat=policy, scan=True, precision=precision)
 
     def objective(trained, rest, windows):
         model, loss = eqx.combine(trained, rest), builders.loss_config(vocab_chunk=chunk)
@@ -113,6 +116,19 @@ def test_what_the_policies_keep_is_the_closed_form(changes):
     for policy in ("products", "report", "full"):
         expected = plan.residual_bytes(config, remat=policy, sequences=3, sequence_length=12)
         assert found[policy] == sum(expected.values()), policy
+
+
+@pytest.mark.limit(60)  # traces three gradients
+@pytest.mark.parametrize("products", ["bfloat16", "fp8"])
+@pytest.mark.parametrize("changes", [CHANGES[0], CHANGES[3], CHANGES[-1]], ids=str)
+def test_low_precision_halves_the_activations_and_leaves_the_rest(changes, products):
+    config = builders.model_config(**changes)
+    precision = PrecisionConfig(products=products, activations="bfloat16")
+    for policy in ("products", "report", "full"):
+        found = saved(config, policy, precision=precision).new_bytes
+        sizes = {"remat": policy, "sequences": 3, "sequence_length": 12}
+        assert found == sum(plan.residual_bytes(config, **sizes, activations="bfloat16").values()), policy
+        assert found < sum(plan.residual_bytes(config, **sizes).values())
 
 
 def test_full_keeps_the_inputs_of_its_units():
