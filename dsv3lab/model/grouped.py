@@ -22,8 +22,8 @@ def grouped_matmul(
 ) -> Float[Array, "rows outer"]:
     """`x[r] @ w[e]` where row r belongs to group e: the first `group_sizes[0]` rows to group 0, and so on.
 
-    The result has the dtype of `x`, to which `w` is cast; sums of bfloat16 products run in float32. "blocked" never
-    rounds the gradient of a float32 `w` to bfloat16; JAX's own derivative of the others does.
+    The result has the dtype of `x`, to which `w` is cast; sums of bfloat16 products run in float32. "blocked" and
+    "ragged" never round the gradient of a float32 `w` to bfloat16; JAX's own derivative of "reference" does.
 
     Args:
         x: rows sorted by group.
@@ -43,7 +43,9 @@ def grouped_matmul(
     if implementation == "reference":
         return _reference(x, w.astype(x.dtype), group_sizes)
     if implementation == "ragged":
-        return jax.lax.ragged_dot(x, w.astype(x.dtype), group_sizes)
+        if w.dtype == x.dtype:
+            return jax.lax.ragged_dot(x, w, group_sizes)
+        return _mixed(*align(x, w, group_sizes))
     if implementation == "blocked":
         return _blocked(*align(x, w, group_sizes)) if x.shape[0] else _reference(x, w.astype(x.dtype), group_sizes)
     raise ValueError(f"grouped_matmul: unknown implementation {implementation!r}; known: reference, ragged, blocked")
@@ -53,6 +55,29 @@ def _reference(x: Array, w: Array, group_sizes: Array) -> Array:
     group = jnp.searchsorted(jnp.cumsum(group_sizes), jnp.arange(x.shape[0]), side="right")
     member = group[:, None] == jnp.arange(w.shape[0])
     return jnp.sum(jnp.where(member[:, :, None], jnp.einsum("ri,eio->reo", x, w), 0), axis=1)
+
+
+@jax.custom_vjp
+def _mixed(x: Array, w: Array, group_sizes: Array) -> Array:
+    return jax.lax.ragged_dot(x, w.astype(x.dtype), group_sizes, preferred_element_type=jnp.float32).astype(x.dtype)
+
+
+def _mixed_fwd(x: Array, w: Array, group_sizes: Array) -> Any:
+    return _mixed(x, w, group_sizes), (x, w, group_sizes)
+
+
+def _mixed_bwd(saved: tuple[Array, Array, Array], dy: Array) -> tuple[Array, Array, None]:
+    x, w, group_sizes = saved
+    dx = _mixed(dy, jnp.swapaxes(w, 1, 2), group_sizes)
+    dw = jax.lax.ragged_dot_general(x, dy, group_sizes, _WEIGHT_GRADIENT, preferred_element_type=jnp.float32)
+    return dx, dw.astype(w.dtype), None
+
+
+_mixed.defvjp(_mixed_fwd, _mixed_bwd)
+_WEIGHT_GRADIENT = jax.lax.RaggedDotDimensionNumbers(
+    dot_dimension_numbers=(((0,), (0,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[]
+)
+"""For each group its rows of one factor, transposed, with its rows of the other."""
 
 
 class _Group(NamedTuple):

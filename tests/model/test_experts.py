@@ -64,6 +64,25 @@ def test_few_rows_are_multiplied_like_many(rows: int) -> None:
         np.testing.assert_allclose(a, b, atol=GROUPED_ATOL, err_msg=name)
 
 
+@pytest.mark.parametrize("implementation", ["ragged", "blocked"])
+def test_the_gradient_of_float32_weights_is_never_rounded_to_bfloat16(implementation: str) -> None:
+    sizes, ends = jnp.asarray([300, 0, 511, ROWS - 811], jnp.int32), [300, 300, 811, ROWS]
+    x, dy = X.astype(jnp.bfloat16), DY.astype(jnp.bfloat16)
+    y, pull = jax.vjp(lambda x, w: grouped_matmul(x, w, sizes, implementation=implementation), x, W)
+    dx, dw = pull(dy)
+    assert (y.dtype, dx.dtype, dw.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
+    wide_x, wide_dy = np.asarray(x, np.float64), np.asarray(dy, np.float64)
+    parts = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+    np.testing.assert_allclose(dw, np.stack([wide_x[part].T @ wide_dy[part] for part in parts]), atol=GROUPED_ATOL)
+    assert np.any(np.asarray(dw.astype(jnp.bfloat16), np.float32) != np.asarray(dw))
+    rounded = np.asarray(W.astype(jnp.bfloat16), np.float64)
+    for found, wanted in (
+        (y, np.concatenate([wide_x[part] @ w for part, w in zip(parts, rounded, strict=True)])),
+        (dx, np.concatenate([wide_dy[part] @ w.T for part, w in zip(parts, rounded, strict=True)])),
+    ):
+        np.testing.assert_allclose(np.asarray(found, np.float64), wanted, atol=GROUPED_ATOL, rtol=2**-8)
+
+
 def test_the_fast_path_needs_at_most_a_fifth_of_the_temporaries_of_ragged_dot() -> None:
     """At the sizes of `benchmarks/grouped_matmul.py`, compiled and not run."""
     config = model_config(hidden_size=256, n_routed_experts=16, moe_intermediate_size=512)
