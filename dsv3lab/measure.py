@@ -68,27 +68,88 @@ def summary(samples: list[float]) -> Timing:
     return Timing(median_s=statistics.median(ordered), p95_s=p95, samples=tuple(samples))
 
 
-def matmul_peak(*, size: int = 1024, repeats: int = 5, dtype: DTypeLike = jnp.float32) -> float:
+LONG_S = 5e-3
+"""What one call must take on an accelerator, in seconds, so that launching it does not count."""
+
+
+def matmul_peak(*, size: int | None = None, repeats: int = 5, dtype: DTypeLike = jnp.float32) -> float:
     """FLOP/s of the fastest of `repeats` square matmuls: the roof that this process can reach now.
 
     Args:
-        size: side of the square matrices; one product is 2 * size**3 FLOPs.
+        size: side of the square matrices; one product is 2 * size**3 FLOPs. None: 1024, and off CPU, where such a
+            product is launched for longer than it runs, doubled until one takes `LONG_S`.
         repeats: timed products; the fastest counts, since other load only ever slows one down.
         dtype: element type of both factors.
     """
-    left = jnp.full((size, size), 0.5, dtype)
-    right = jnp.full((size, size), 0.25, dtype)
+    item = jnp.dtype(dtype).itemsize
+    return _peak(
+        lambda n: _product(n, dtype), size, 1024, repeats, work=lambda n: 2 * n**3, held=lambda n: 3 * n * n * item
+    )
+
+
+def copy_peak(*, size: int | None = None, repeats: int = 5) -> float:
+    """Bytes/s of the fastest of `repeats` passes that read and write one array of `size` bytes (both are counted).
+
+    Without a `size` the array has 64 MiB, and off CPU is doubled until one pass takes `LONG_S`.
+    """
+    return _peak(_pass, size, 1 << 26, repeats, work=lambda n: 2 * n, held=lambda n: 2 * n)
+
+
+def large_enough(
+    seconds: Callable[[int], float], *, start: int, held: Callable[[int], int], free: int, long: float = LONG_S
+) -> int:
+    """The first of `start`, 2 `start`, 4 `start`, ... of which a call takes more than `long` seconds.
+
+    Args:
+        seconds: time of one call at a size.
+        start: the smallest size.
+        held: bytes in memory at a size; the next size is not tried if it would hold more than `free`.
+        free: bytes that may be held.
+        long: seconds.
+    """
+    size = start
+    while seconds(size) <= long and held(2 * size) <= free:
+        size *= 2
+    return size
+
+
+def _product(side: int, dtype: DTypeLike) -> Callable[[], Any]:
+    left, right = jnp.full((side, side), 0.5, dtype), jnp.full((side, side), 0.25, dtype)
     product = jax.jit(jnp.matmul)
-    timing = median_time({"matmul": lambda: product(left, right)}, repeats=repeats)["matmul"]
-    return 2 * size**3 / min(timing.samples)
+    return lambda: product(left, right)
 
 
-def copy_peak(*, size: int = 1 << 26, repeats: int = 5) -> float:
-    """Bytes/s of the fastest of `repeats` passes that read and write one array of `size` bytes (both are counted)."""
+def _pass(size: int) -> Callable[[], Any]:
     array = jnp.zeros(size // 4, jnp.float32)
     step = jax.jit(lambda x: x + 1.0)
-    timing = median_time({"copy": lambda: step(array)}, repeats=repeats)["copy"]
-    return 2 * array.nbytes / min(timing.samples)
+    return lambda: step(array)
+
+
+def _peak(
+    at: Callable[[int], Callable[[], Any]],
+    size: int | None,
+    start: int,
+    repeats: int,
+    *,
+    work: Callable[[int], int],
+    held: Callable[[int], int],
+) -> float:
+    """Work for each second of the fastest call of `at(size)`, see `matmul_peak`."""
+
+    def fastest(size: int, repeats: int) -> float:
+        return min(median_time({"call": at(size)}, repeats=repeats)["call"].samples)
+
+    if size is None and jax.default_backend() == "cpu":
+        size = start  # long enough, and what thresholds were measured with
+    elif size is None:
+        size = large_enough(lambda n: fastest(n, 2), start=start, held=held, free=_spare_bytes())
+    return work(size) / fastest(size, repeats)
+
+
+def _spare_bytes() -> int:
+    """A quarter of what is free on the first device, or 1 GiB where the device does not say."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return (stats["bytes_limit"] - stats["bytes_in_use"]) // 4 if "bytes_limit" in stats else 1 << 30
 
 
 def peak_rss_bytes() -> int:

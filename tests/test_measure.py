@@ -41,6 +41,40 @@ def test_peaks_are_those_of_a_computer():
     assert 1e7 < measure.copy_peak(size=1 << 20, repeats=2) < 1e14
 
 
+def test_a_call_grows_until_it_is_long_or_memory_ends():
+    tried = []
+
+    def seconds(size):  # launching takes 0.1 ms, the work 1 ps for each n^3
+        tried.append(size)
+        return 1e-4 + size**3 * 1e-12
+
+    sizes = {"start": 256, "held": lambda n: 12 * n * n}
+    assert measure.large_enough(seconds, **sizes, free=1 << 40) == 2048
+    assert tried == [256, 512, 1024, 2048]
+    assert measure.large_enough(seconds, **sizes, free=12 * 1024**2) == 1024
+    assert measure.large_enough(seconds, **sizes, free=0) == 256
+    assert measure.large_enough(lambda size: 1.0, **sizes, free=1 << 40) == 256
+
+
+@pytest.mark.parametrize(("backend", "grown"), [("cpu", False), ("gpu", True)])
+def test_only_an_accelerator_is_given_larger_calls(monkeypatch, backend, grown):
+    """A timer under which every call lasts 1 ms up to 2048 (or 128 MiB) and 8 ms beyond."""
+    sizes = []
+
+    def timed(calls, *, repeats):
+        (call,) = calls.values()
+        array = call()
+        sizes.append(array.shape[0])
+        slow = array.shape[0] >= (2048 if array.ndim == 2 else 1 << 25)
+        return {"call": measure.summary([8e-3 if slow else 1e-3] * repeats)}
+
+    monkeypatch.setattr(measure.jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(measure, "median_time", timed)
+    assert measure.matmul_peak() == (2 * 2048**3 / 8e-3 if grown else 2 * 1024**3 / 1e-3)
+    assert measure.copy_peak() == (2 * (1 << 27) / 8e-3 if grown else 2 * (1 << 26) / 1e-3)
+    assert sizes == ([1024, 2048, 2048, 1 << 24, 1 << 25, 1 << 25] if grown else [1024, 1 << 24])
+
+
 def test_peak_memory_is_in_bytes_and_not_below_what_is_resident():
     resident = psutil.Process().memory_info().rss
     assert resident <= measure.peak_rss_bytes() + (1 << 20) < psutil.virtual_memory().total
