@@ -73,7 +73,11 @@ class LossConfig:
     balance_alpha: float = within(
         0.0, doc="alpha of the sequence-wise balance loss, Eq. 17 [report 2.1.2, Eq. 17, 4.2]"
     )
-    switch_alpha: float = within(0.0, doc="weight of the Switch loss over the whole batch (arXiv:2101.03961)")
+    switch_alpha: float = within(
+        0.0,
+        doc="weight of the Switch loss (arXiv:2101.03961) over the sequences that one device computes in one pass; "
+        "several micro-batches or devices give the mean of theirs, which is another objective",
+    )
     expert_alpha: float = within(0.0, doc="alpha_1 of V2's expert-level loss (V2 report, Eq. 23)")
     device_alpha: float = within(0.0, doc="alpha_2 of V2's device-level loss (Eq. 26)")
     communication_alpha: float = within(0.0, doc="alpha_3 of V2's communication loss (Eq. 29)")

@@ -24,7 +24,7 @@ class Variant:
     model: what is trained.
     seed: of its first weights; variants with the same model and seed start equal.
     balance_alpha: weight of the sequence-wise loss (report, Eq. 17).
-    switch_alpha: weight of the Switch loss over the whole batch (arXiv:2101.03961).
+    switch_alpha: weight of the Switch loss (arXiv:2101.03961), over the whole batch: one device, one micro-batch.
     bias_update_speed: gamma of the bias update (report, 2.1.2).
     """
 

@@ -49,6 +49,25 @@ def test_loads_of_micro_batches_are_summed_before_the_sign(monkeypatch: pytest.M
     assert np.array_equal(parts.loads, first + second)
 
 
+@pytest.mark.limit(60)  # compiles four gradients
+def test_the_switch_loss_of_micro_batches_is_the_mean_of_theirs_and_not_that_of_the_batch() -> None:
+    """f_i P_i is formed over what one device computes in one pass; next-token losses do not care."""
+    model = builders.random_model(builders.model_config(num_hidden_layers=2, num_nextn_predict_layers=0))
+    windows = jax.random.randint(jax.random.key(3), (2, LENGTH + 1), 0, builders.model_config().vocab_size)
+
+    def totals(windows: jax.Array, micro_batch: int | None) -> tuple[float, float]:
+        loss = builders.loss_config(switch_alpha=100.0)  # far above the noise of sums
+        config = builders.train_config(micro_batch=micro_batch, loss=loss)
+        parts = step.gradients(model, windows, config=config)[1]
+        return float(parts.total), float(parts.main)
+
+    (whole, main), (split, main_of_split) = totals(windows, None), totals(windows, 1)
+    each = [totals(windows[i : i + 1], None)[0] for i in range(2)]
+    np.testing.assert_allclose(split, np.mean(each), rtol=1e-5)
+    np.testing.assert_allclose(main_of_split, main, rtol=1e-5)
+    assert abs(whole - split) > 1e-3 * whole
+
+
 @pytest.mark.limit(60)  # compiles the update of every leaf
 def test_gamma_zero_leaves_the_bias_bitwise_through_the_optimizer() -> None:
     model = builders.model_config(num_hidden_layers=1, first_k_dense_replace=0, num_nextn_predict_layers=0)
