@@ -31,7 +31,7 @@ full: nothing.
 products: the outputs of linear layers and the heads' mixed values; norms, rotations, softmax, SwiGLU and routing are
     made anew.
 report: the same without the up-projections of MLA, as in the DeepSeek-V3 report (3.2.3: RMSNorm and the MLA
-    up-projections; 3.3.3: the output of SwiGLU).
+    up-projections; 3.3.3: the output of SwiGLU, whose inputs it caches in FP8 and this in the activations' format).
 """
 
 
