@@ -145,7 +145,7 @@ def run_config(
             name="test",
             promotes=False,
             bench_repeats=1,
-            ragged_repeats=1,
+            slow_repeats=1,
             memory_policies=("none", "full"),
             schedule_tokens=96,
             stream_tokens=1,

@@ -226,7 +226,7 @@ class ProfileConfig:
     parallel_steps: int = within(1, unit="steps", doc="optimizer steps compared between one device and many in phase 3")
     stability_steps: int = within(10, unit="steps", doc="optimizer steps of the stability run in phase 3")
     generate_tokens: int = within(1, unit="tokens", doc="tokens generated for each prompt in phase 4")
-    ragged_repeats: int = within(1, doc="repeats of benchmarks against a reference that takes seconds")
+    slow_repeats: int = within(1, doc="repeats behind each median of interleaved calls, some of which take seconds")
     memory_policies: tuple[Literal["none", "full", "products", "report"], ...]
     """Remat policies that phase 2 compiles and times."""
     schedule_tokens: int = within(1, unit="tokens", doc="budget of each of the two trainings of phase 2's schedule")
