@@ -196,5 +196,7 @@ def test_the_smoke_test_of_the_seed_is_a_profile(tmp_path: Path) -> None:
     config, _ = compose.compose(["profile=tiny"], phase=2, conf=conf)
     assert (config.profile.name, config.profile.promotes) == ("tiny", False)
     assert config.train == samples.configuration(2, "train=tiny")[0].train
+    assert config.data.tokenizer.vocab_size == config.model.vocab_size
+    assert config.precision == samples.configuration(2, "precision=bf16")[0].precision
     assert {gate.requires.profile for gate in config.phase.gates.values()} == {None, "tiny"}
     assert config.profile.bench_repeats == samples.configuration(2)[0].profile.bench_repeats
