@@ -1,4 +1,4 @@
-"""Measurements of this process and machine: interleaved medians, peak matmul and copy rates, peak memory.
+"""Measurements of this process and machine: interleaved medians, peak matmul and copy rates, memory.
 
 Speed is compared as a ratio inside one run, because absolute times of a shared machine wander. So functions that are
 compared are timed interleaved (a, b, a, b, ...): a slow minute then hits all of them.
@@ -157,6 +157,23 @@ def _spare_bytes() -> int:
     """A quarter of what is free on the first device, or 1 GiB where the device does not say."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return (stats["bytes_limit"] - stats["bytes_in_use"]) // 4 if "bytes_limit" in stats else 1 << 30
+
+
+def device_memory() -> dict[str, float]:
+    """Memory of this process's first device, as far as its runtime tells it (nothing on CPU).
+
+    Returns:
+        `memory/device_live_bytes` (now) and `memory/device_peak_bytes` (at most so far); `memory/device_peak_share`, that
+        peak over what the process may take; `memory/device_pool_used`, that peak over the largest pool that the allocator
+        held, of which the rest lay reserved and unused. With XLA's default, which takes three quarters of the memory at
+        the start, the pool is these; with XLA_PYTHON_CLIENT_PREALLOCATE=false it grows as it is needed.
+    """
+    stats = jax.local_devices()[0].memory_stats() or {}
+    named = {"bytes_in_use": "memory/device_live_bytes", "peak_bytes_in_use": "memory/device_peak_bytes"}
+    over = {"bytes_limit": "memory/device_peak_share", "peak_pool_bytes": "memory/device_pool_used"}
+    peak = stats.get("peak_bytes_in_use")
+    shares = {name: peak / stats[key] for key, name in over.items() if peak is not None and stats.get(key)}
+    return {name: float(stats[key]) for key, name in named.items() if key in stats} | shares
 
 
 def peak_rss_bytes() -> int:

@@ -1,5 +1,6 @@
 """What the measurements promise: order of the calls, waiting, units."""
 
+import jax
 import jax.numpy as jnp
 import psutil
 import pytest
@@ -78,3 +79,30 @@ def test_only_an_accelerator_is_given_larger_calls(monkeypatch, backend, grown):
 def test_peak_memory_is_in_bytes_and_not_below_what_is_resident():
     resident = psutil.Process().memory_info().rss
     assert resident <= measure.peak_rss_bytes() + (1 << 20) < psutil.virtual_memory().total
+
+
+class Device:
+    """A device whose runtime says so much of its memory."""
+
+    def __init__(self, stats: dict[str, int] | None) -> None:
+        self.stats = stats
+
+    def memory_stats(self) -> dict[str, int] | None:
+        return self.stats
+
+
+@pytest.mark.parametrize(
+    ("stats", "found"),
+    [
+        (None, {}),
+        ({"bytes_limit": 100}, {}),
+        ({"bytes_in_use": 3, "peak_bytes_in_use": 5, "bytes_limit": 0}, {"live_bytes": 3.0, "peak_bytes": 5.0}),
+        (
+            {"bytes_in_use": 3, "peak_bytes_in_use": 5, "bytes_limit": 100, "pool_bytes": 4, "peak_pool_bytes": 8},
+            {"live_bytes": 3.0, "peak_bytes": 5.0, "peak_share": 0.05, "pool_used": 0.625},
+        ),
+    ],
+)
+def test_the_memory_of_a_device_is_what_its_runtime_tells(monkeypatch, stats, found):
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device(stats)])
+    assert measure.device_memory() == {f"memory/device_{name}": value for name, value in found.items()}

@@ -212,7 +212,7 @@ class Fp8StudyConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig:
-    """What is looked at on its own: expert layouts, balance, an expert layer, MTP, FP8, memory, stability and routing."""
+    """What is looked at on its own: expert layouts, balance, an expert layer, MTP, FP8, memory, stability, routing and cost."""
 
     moe_layers: int = within(1, doc="layers of the models of the DeepSeekMoE notebook, all of them with experts")
     moe_experts: int = within(1, doc="coarse experts of their MoE layers [arXiv:2401.06066, 3.1]")
@@ -241,6 +241,11 @@ class StudyConfig:
     stability_batch_size: int = within(1, unit="sequences", doc="its batch")
     stability_length: int = within(2, unit="tokens", doc="targets of each of its windows, which are cut to that")
     routing_windows: int = within(8, unit="windows", doc="held-out windows whose experts are compared in phase 3")
+    usd_per_device_hour: float = within(0.0, unit="USD", doc="price of a device for an hour [report, Table 1]")
+    failure_device_hours: float = within(
+        1e-3, unit="device-hours", doc="mean time between failures of one device [arXiv:2407.21783, 3.3.4]"
+    )
+    failure_devices: int = within(1, unit="devices", doc="devices for which uptime is reckoned, any of which may fail")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,12 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int
+
+from dsv3lab.measure import median_time
 
 
 def sum_over(tree: Any, *, axis: str) -> Any:
@@ -77,3 +80,21 @@ def data_parallel(
         return run(eqx.combine(arrays, rest), jax.device_put(windows, NamedSharding(mesh, P(axis))))
 
     return stepped
+
+
+def all_reduce_rate(mesh: Mesh, size: int, *, repeats: int, axis: str = "data") -> float:
+    """Bytes/s of an all-reduce alone: what each device puts in, over the median time until all have the sum.
+
+    What a link carries is more by a factor that depends on the algorithm (2 (n - 1) / n for a ring of n devices).
+
+    Args:
+        mesh: the devices; `axis` is the one that is summed over.
+        size: bytes of the array that each device puts in, rounded down to whole float32.
+        repeats: timed calls.
+        axis: name of the mesh axis.
+    """
+    ways = mesh.shape[axis]
+    rows = jnp.ones((ways, size // 4), jnp.float32, device=NamedSharding(mesh, P(axis)))
+    reduce = jax.jit(jax.shard_map(ft.partial(sum_over, axis=axis), mesh=mesh, in_specs=P(axis), out_specs=P()))
+    timing = median_time({"all_reduce": lambda: reduce(rows)}, repeats=repeats)["all_reduce"]
+    return size // 4 * 4 / timing.median_s

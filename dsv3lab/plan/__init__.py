@@ -1,5 +1,7 @@
 """The planner: what a configuration costs, in closed form and without JAX."""
 
+from dsv3lab.plan.cost import uptime as uptime
+from dsv3lab.plan.cost import usd_per_million_tokens as usd_per_million_tokens
 from dsv3lab.plan.count import Parameters as Parameters
 from dsv3lab.plan.count import attention_parameters as attention_parameters
 from dsv3lab.plan.count import expert_parameters as expert_parameters

@@ -169,8 +169,8 @@ class _Run:
         watch: Watch,
         nan_at: tuple[int, ...],
     ) -> None:
+        self.began = start = time.perf_counter()
         checkpoint.clean(directory)
-        start = time.perf_counter()
         bound = checkpoint.newest_identity(directory) if config.train.micro_batch == "auto" else {}
         config, self.choice = programs.settled(config, bound, execution=execution_of(config), nan_at=nan_at)
         self.trials_s = time.perf_counter() - start
@@ -245,6 +245,7 @@ class _Run:
         self.clock = Clock(
             flops_per_token=flops_per_token(self.config.model, sequence_length=self.length, causal=True),
             peak_flops=matmul_peak(),
+            began=self.began,
         )
         size: Any = self.train.micro_batch
         self._report(

@@ -1,5 +1,6 @@
 """What a step is measured by: losses, balance of the experts, and the clock."""
 
+import time
 from dataclasses import dataclass, field
 
 import jax.numpy as jnp
@@ -76,10 +77,12 @@ class Clock:
 
     flops_per_token: useful matmul FLOPs of one token, forward and backward, see `plan.flops_per_token`.
     peak_flops: FLOP/s of this process's fastest matmul, see `measure.matmul_peak`.
+    began: `time.perf_counter()` when this process's training was called.
     """
 
     flops_per_token: int
     peak_flops: float
+    began: float
     steps_s: list[float] = field(default_factory=list)
     waits_s: list[float] = field(default_factory=list)
     tokens: int = 0
@@ -91,13 +94,19 @@ class Clock:
         self.waits_s.append(wait_s)
 
     def metrics(self) -> dict[str, float]:
-        """Speed over all steps so far."""
+        """Speed over all steps so far, and `perf/goodput`.
+
+        Goodput is the share of the wall-clock time since `began` in which an optimizer step computed. What it lacks is
+        start, restore, compilation, measuring the peak, waiting for batches, validation and checkpoints.
+        """
         times = summary(self.steps_s)
+        goodput = (sum(self.steps_s) - sum(self.waits_s)) / (time.perf_counter() - self.began)
         tokens_per_s = self.tokens / sum(self.steps_s)
         return {
             "perf/tokens_per_s": tokens_per_s,
             "perf/step_time_p50_s": times.median_s,
             "perf/step_time_p95_s": times.p95_s,
+            "perf/goodput": goodput,
             "perf/data_wait_fraction": sum(self.waits_s) / sum(self.steps_s),
             "perf/matmul_peak_flops": self.peak_flops,
             "perf/peak_fraction": tokens_per_s * self.flops_per_token / self.peak_flops,

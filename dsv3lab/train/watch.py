@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import psutil
 
-from dsv3lab.measure import peak_rss_bytes
+from dsv3lab.measure import device_memory, peak_rss_bytes
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
@@ -85,13 +85,12 @@ class Watch:
     def metrics(self) -> dict[str, float]:
         """Memory as it is now, and everything counted so far; bytes and seconds are in the names, the rest are counts.
 
-        The memory of the device only where its runtime tells it; on CPU that of the process is the device's, too.
+        The memory of the device only where its runtime tells it (see `measure.device_memory`); on CPU that of the process
+        is the device's, too.
         """
-        device = jax.local_devices()[0].memory_stats() or {}
-        named = {"bytes_in_use": "memory/device_live_bytes", "peak_bytes_in_use": "memory/device_peak_bytes"}
         live = psutil.Process().memory_info().rss
         return {
-            **{name: float(device[key]) for key, name in named.items() if key in device},
+            **device_memory(),
             "memory/process_live_bytes": float(live),
             "memory/process_peak_bytes": float(max(live, peak_rss_bytes())),
             "perf/gc_pauses": float(self.pauses),

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dsv3lab import parallel, program
+from dsv3lab import measure, parallel, program
 from dsv3lab.config import ParallelConfig
+from dsv3lab.parallel import data as collective
 from dsv3lab.train import step as training
 from tests import builders, tolerances
 
@@ -148,3 +149,17 @@ def test_a_step_that_forgets_to_join_is_refused(start, batches, mesh):
 def test_a_batch_that_does_not_split_is_refused(start, mesh):
     with pytest.raises(ValueError, match="12 sequences does not split into 8"):
         parallel.data_parallel(_step, mesh)(start, jnp.zeros((12, SEQUENCE + 1), jnp.int32))
+
+
+def test_the_rate_of_an_all_reduce_is_what_one_device_puts_in_over_its_time(mesh, monkeypatch):
+    def two_seconds(fns, *, repeats):
+        assert repeats == 3
+        summed = jax.block_until_ready(fns["all_reduce"]())
+        assert summed.nbytes == 4000 and (np.asarray(summed) == DEVICES).all()
+        (found,) = program.collectives(fns["all_reduce"])
+        assert (found.name, found.axes, found.bytes, found.count) == ("all_reduce", ("data",), 4000, 1)
+        return {"all_reduce": measure.Timing(median_s=2.0, p95_s=9.0, samples=(2.0,))}
+
+    assert parallel.all_reduce_rate(mesh, 4002, repeats=2) > 0  # measured
+    monkeypatch.setattr(collective, "median_time", two_seconds)
+    assert parallel.all_reduce_rate(mesh, 4002, repeats=3) == 2000.0

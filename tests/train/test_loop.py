@@ -30,7 +30,7 @@ PER_STEP = {
     *("train/loss", "train/mtp_loss", "train/balance_loss", "train/total", "train/grad_norm", "train/lr"),
     *("train/maxvio", "train/maxvio_worst_layer", "train/dead_experts", "train/tokens"),
     *(f"train/load_{name}/moe_{layer}" for name in ("lowest", "highest") for layer in range(3)),
-    *("perf/tokens_per_s", "perf/step_time_p50_s", "perf/step_time_p95_s", "perf/data_wait_fraction"),
+    *("perf/tokens_per_s", "perf/step_time_p50_s", "perf/step_time_p95_s", "perf/data_wait_fraction", "perf/goodput"),
     *("perf/matmul_peak_flops", "perf/peak_fraction", "memory/process_live_bytes", "memory/process_peak_bytes"),
     *("perf/gc_pauses", "perf/gc_pause_s", "perf/compilations", "perf/compilation_s", "perf/recompilations"),
 }
@@ -93,6 +93,7 @@ def test_it_reports_every_metric(whole: tuple[train.FitResult, Recorder, Path]) 
     assert result.finished and result.steps == STEPS and result.resumed_from == 0
     first = {"train/compile_s", "train/micro_batch", "perf/matmul_peak_flops", guard.NONFINITE, guard.SPIKES}
     assert set(recorder.points[0][1]) == first and recorder.of("train/micro_batch") == {0: 2}
+    assert 0 < result.last["perf/goodput"] < 1
     assert result.last["perf/recompilations"] == 0 and result.last[guard.SPIKES] == 0
     for name in PER_STEP:
         assert set(recorder.of(name)) - {0} == set(range(1, STEPS + 1)), name

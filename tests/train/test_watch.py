@@ -51,11 +51,13 @@ def test_the_memory_is_that_of_the_process_and_of_a_device_that_tells_its_own(mo
 
     class Device:
         def memory_stats(self) -> dict[str, int]:
-            return {"bytes_in_use": 3 * 2**20, "peak_bytes_in_use": 5 * 2**20}
+            mebibytes = {"bytes_in_use": 3, "peak_bytes_in_use": 5, "peak_pool_bytes": 8, "bytes_limit": 50}
+            return {name: count * 2**20 for name, count in mebibytes.items()}
 
     monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
     metrics = watch.Watch().metrics()
     assert (metrics["memory/device_live_bytes"], metrics["memory/device_peak_bytes"]) == (3 * 2**20, 5 * 2**20)
+    assert (metrics["memory/device_pool_used"], metrics["memory/device_peak_share"]) == (5 / 8, 0.1)
     assert "memory of the device: 3 MiB at the end, 5 MiB at most" in watch.totals(metrics)
 
 
