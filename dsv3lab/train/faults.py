@@ -1,5 +1,6 @@
 """Training in a process of its own that gets killed."""
 
+import math
 import os
 import signal
 import subprocess
@@ -21,12 +22,12 @@ class Child:
     """How a training in a process of its own went.
 
     status: its exit status; -9 if it was killed.
-    first_step_s: seconds from its start to the report of its first step: imports, restore and compilation included; None
+    first_step_s: seconds from its start to the report of its first step: imports, restore and compilation included; NaN
         if it did no step.
     """
 
     status: int
-    first_step_s: float | None
+    first_step_s: float
 
 
 def reached(step: int) -> Callable[[Path], bool]:
@@ -69,12 +70,12 @@ def run(
     found = checkpoint.steps(directory)
     began_at = found[-1] if found else 0
     earlier = _file(directory)  # of a killed process: the child puts its own in the place of it
-    first_step_s, started = None, time.monotonic()
+    first_step_s, started = math.nan, time.monotonic()
     deadline = started + limit_s
     with (directory / "train.log").open("a") as log:
         child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         while child.poll() is None:
-            if first_step_s is None and _file(directory) != earlier and _reached(directory) > began_at:
+            if math.isnan(first_step_s) and _file(directory) != earlier and _reached(directory) > began_at:
                 first_step_s = time.monotonic() - started
             late = time.monotonic() > deadline
             if late or (kill_when is not None and kill_when(directory)):
