@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dsv3lab.config import RunConfig, digest
+from dsv3lab.config import GateConfig, RunConfig, digest
 from dsv3lab.config.workbook import BaselineConfig, FigureConfig, StageBaselineConfig
 from dsv3lab.workbook import baselines, compose, files, gates, promotion, record
 from dsv3lab.workbook.gates import Device, GateResult
@@ -42,6 +42,12 @@ def points(*values: Any, name: str = "eval/loss") -> list[gates.Point]:
     return [gates.Point(name=name, value=value, step=step, time="") for step, value in enumerate(values)]
 
 
+def judgeable(gate: GateConfig, *values: Any) -> list[gates.Point]:
+    """Points of the metric of `gate`, after as much training as it needs."""
+    needed = [] if gate.requires.tokens is None else [gate.requires.tokens]
+    return [*points(*values, name=gate.metric), *points(*needed, name=gates.TOKENS)]
+
+
 FIGURE = 2.0
 """What every metric of `with_baseline` was accepted with."""
 
@@ -75,7 +81,7 @@ def passing(config: RunConfig, stage: str) -> list[GateResult]:
     results = []
     for gate_id, gate in gates.stage_gates(config.phase.gates, stage).items():
         shift = {"<": -0.5, ">": 0.5}.get(gate.op, 0.0)
-        written = points((FIGURE if gate.threshold == "baseline" else gate.threshold) + shift, name=gate.metric)
+        written = judgeable(gate, (FIGURE if gate.threshold == "baseline" else gate.threshold) + shift)
         judged_by = with_baseline(config)
         results.append(gates.evaluate(gate, gate_id, points=written, executed=True, device=CPU, config=judged_by))
     for result in results:

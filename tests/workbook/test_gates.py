@@ -224,7 +224,7 @@ def test_every_gate_can_fail(phase: int) -> None:
         wrong = bound + (-step if chosen.op in (">", ">=") else step)
 
         def status(*values: Any, gate_id: str = gate_id, chosen: GateConfig = chosen, compared: Any = compared) -> str:
-            points = samples.points(*values, name=chosen.metric)
+            points = samples.judgeable(chosen, *values)
             device = gates.Device(kind="NVIDIA H100", count=chosen.requires.count)
             device = device if chosen.requires.device == "gpu" else samples.CPU
             judged_by = samples.with_profile(compared, chosen.requires.profile or "default")
