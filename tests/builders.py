@@ -147,6 +147,7 @@ def run_config(
         profile=ProfileConfig(
             name="test",
             promotes=False,
+            device="any",
             bench_repeats=1,
             slow_repeats=1,
             memory_policies=("none", "full"),

@@ -212,6 +212,8 @@ class ProfileConfig:
     """The profile's name: that of its file."""
     promotes: bool
     """Whether records of this profile may be promoted; the short profile for CI may not."""
+    device: Literal["any", "gpu"]
+    """What its sizes are for; a profile for a GPU does not end within its limits on a CPU."""
     bench_repeats: int = within(1, doc="repeats behind each median")
     bench_tokens: int = within(128, unit="tokens", doc="tokens of the expert-layer benchmark in phase 1")
     moe_steps: int = within(

@@ -10,6 +10,8 @@ from dsv3lab.workbook.gates import stage_gates
 from dsv3lab.workbook.verdict import figure
 from dsv3lab.workbook.waivers import Waiver
 
+FOR_GPU = "profile {} is for a GPU: on a CPU its stages do not finish within their limits"
+
 
 def outline(config: RunConfig, order: list[str], *, waivers: Sequence[Waiver] = (), width: int | None = None) -> str:
     """Stages in their order with gates, thresholds, units and sources, and what the seed documents ask of the phase.
@@ -25,12 +27,15 @@ def outline(config: RunConfig, order: list[str], *, waivers: Sequence[Waiver] = 
     promotes = "its records can be promoted" if config.profile.promotes else "its records are never promoted"
     lines = [f"{phase.name}: {phase.title}", f"  {phase.question}"]
     lines.append(f"  profile {config.profile.name}: {promotes}")
+    if config.profile.device == "gpu":
+        lines.append(f"  {FOR_GPU.format(config.profile.name)}")
     if phase.requires_phase:
         lines.append(f"  needs phase{phase.requires_phase} promoted first")
     for number, name in enumerate(order, start=1):
         stage = phase.stages[name]
         lines += ["", f"{number}. {phase.name}/{name}: {stage.title}", f"   {stage.notebook}"]
-        lines.append(f"   usually {clock(config.expected_s(name))}, ended after {clock(config.limit_s(name))}")
+        usual = "" if config.profile.device == "gpu" else f"usually {clock(config.expected_s(name))}, "  # it is a CPU's
+        lines.append(f"   {usual}ended after {clock(config.limit_s(name))}")
         if stage.needs:
             lines.append(f"   needs {', '.join(stage.needs)}")
         for gate_id, gate in stage_gates(phase.gates, name).items():

@@ -24,7 +24,7 @@ from dsv3lab.workbook.chain import ChainError
 from dsv3lab.workbook.compose import dump
 from dsv3lab.workbook.files import new_name, utc_now, write_atomic
 from dsv3lab.workbook.inputs import read_inputs
-from dsv3lab.workbook.outline import outline
+from dsv3lab.workbook.outline import FOR_GPU, outline
 from dsv3lab.workbook.process import BusyError, Interrupts, counted_interrupts, locked
 from dsv3lab.workbook.progress import Durations, StageLine
 from dsv3lab.workbook.promotion import Ground, UpstreamError
@@ -151,6 +151,8 @@ class Execution:
         started, clock_started = utc_now(), time.monotonic()
         write_atomic(self.folder / "config.resolved.yaml", dump(self.prepared.resolved))
         print(f"{self.phase}: {self.config.phase.title} · profile {self.config.profile.name} · {shown(self.folder)}")
+        if self.config.profile.device == "gpu":
+            print(f"  {FOR_GPU.format(self.config.profile.name)}")
         for difference in self.prepared.overridden:  # before the minutes that the stages take, not only after them
             print(f"  will not be promoted: {difference}")
         for waiver in self.prepared.waivers:

@@ -6,6 +6,7 @@ printed, and it is started only with `--yes`.
 """
 
 import argparse
+import math
 import os
 import shutil
 import sys
@@ -39,7 +40,8 @@ class Choice:
     """Overrides of `pipelines/all.py`."""
     platform: str
     """`cpu` where JAX would take something else by itself; empty leaves it the choice."""
-    seconds: float
+    seconds: float | None
+    """Usual time of all phases; `None` where nobody knows it."""
     on_cpu: bool
 
     @property
@@ -80,15 +82,22 @@ def main(argv: Sequence[str], *, conf: Path = CONF) -> int:
 def _choose(args: argparse.Namespace, conf: Path, *, asks: bool) -> Choice:
     stages = _stages(conf)
     profiles = {name: compose([f"profile={name}"], conf=conf)[0] for name in _names(conf / "profile")}
+    devices, on_cpu = _devices()
+    only_gpu = [name for name, config in profiles.items() if config.profile.device == "gpu"]
+    if on_cpu and args.profile in only_gpu:
+        raise ConfigError(f"--profile: '{args.profile}' needs a GPU, and JAX finds none here")
+    for name in only_gpu if on_cpu else ():
+        del profiles[name]
     seconds = {name: _seconds(stages, config) for name, config in profiles.items()}
     offered = [
-        Option(name=name, text=f"about {clock(seconds[name])}; {_comment(conf / 'profile' / f'{name}.yaml')}")
-        for name in sorted(profiles, key=lambda name: seconds[name])
+        Option(name=name, text=f"{_usual(seconds[name])}; {_comment(conf / 'profile' / f'{name}.yaml')}")
+        for name in sorted(profiles, key=lambda name: (name in only_gpu, seconds[name] or 0.0))
     ]
     profile = _pick("profile", offered, given=args.profile, default="default", asks=asks)
     own = profiles[profile].data.name
     data = _pick("data", _data(profile, conf), given=args.data, default=own, asks=asks)
-    devices, on_cpu = _devices()
+    if profile in only_gpu:
+        devices = [device for device in devices if device.name != "cpu"]
     device = _pick("device", devices, given=args.device, default=devices[0].name, asks=asks)
     return Choice(
         words=(f"profile={profile}", *([] if data == own else [f"data={data}"])),
@@ -166,13 +175,22 @@ def _stages(conf: Path) -> dict[str, StageConfig]:
     }
 
 
-def _seconds(stages: Mapping[str, StageConfig], config: RunConfig) -> float:
-    """Usual time of all phases with the profile of `config`: of earlier runs here, else that of the configuration."""
+def _seconds(stages: Mapping[str, StageConfig], config: RunConfig) -> float | None:
+    """Usual time of all phases with the profile of `config`: of earlier runs here, else that of the configuration.
+
+    The configuration's times are those of a CPU: of a profile for a GPU only earlier runs know any.
+    """
     durations, factors = Durations(runs_dir(), config.profile.name), config.profile.time_factors
-    return sum(
-        durations.expected(name, stage.expected_s * factors.get(name.split("/")[1], 1.0))
+    unknown = math.nan if config.profile.device == "gpu" else 1.0
+    total = sum(
+        durations.expected(name, unknown * stage.expected_s * factors.get(name.split("/")[1], 1.0))
         for name, stage in stages.items()
     )
+    return None if math.isnan(total) else total
+
+
+def _usual(seconds: float | None) -> str:
+    return "for a GPU, its time is not known yet" if seconds is None else f"about {clock(seconds)}"
 
 
 def _cost(choice: Choice) -> list[str]:
@@ -180,8 +198,9 @@ def _cost(choice: Choice) -> list[str]:
     existing = next(parent for parent in (runs, *runs.parents) if parent.exists())
     free = shutil.disk_usage(existing).free / doctor.GIB
     where = "" if choice.on_cpu else "; on this device it may be another"
+    known = f", as earlier runs took here, or as conf/phase says of 2 CPU cores{where}"
     return [
-        f"time:    about {clock(choice.seconds)}, as earlier runs took here, or as conf/phase says of 2 CPU cores{where}",
+        f"time:    {_usual(choice.seconds)}{'' if choice.seconds is None else known}",
         f"disk:    less than 1 GiB in {runs}; {free:.0f} GiB are free",
     ]
 

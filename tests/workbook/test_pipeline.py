@@ -217,6 +217,20 @@ def test_without_its_upstream_a_phase_is_4(tmp_path: Path, runs: Path, child: ty
     assert child.calls == [] and not list((runs / "phase2").glob("2*"))
 
 
+def test_a_profile_for_a_gpu_says_so_before_it_starts(
+    runs: Path, conf: Path, child: type[InProcess], capsys: Any
+) -> None:
+    warning = "profile default is for a GPU: on a CPU its stages do not finish"
+    assert pipeline.main(["phase1", "--plan", "profile.device=gpu"], conf=conf) == 0
+    planned = capsys.readouterr().out
+    assert warning in planned and "usually" not in planned and "ended after" in planned
+    pipeline.main(["phase1", "profile.device=gpu"], conf=conf)
+    assert capsys.readouterr().out.splitlines()[1].strip().startswith(warning)
+    pipeline.main(["phase1", "--plan"], conf=conf)
+    planned = capsys.readouterr().out
+    assert "GPU" not in planned.partition("What the seed")[0] and "usually" in planned
+
+
 def test_a_profile_that_never_promotes_is_0_when_all_passes(
     conf: Path, runs: Path, child: type[InProcess], capsys: Any
 ) -> None:

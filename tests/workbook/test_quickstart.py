@@ -87,7 +87,7 @@ def test_three_questions_lead_to_a_command_that_is_started_when_confirmed(
     assert [question.split()[0] for question in asked] == ["profile,", "data,", "start"]  # one device: nothing to ask
     out = capsys.readouterr().out
     assert f"command: {commands.pipeline('all', 'profile=default', 'data=ci')}" in out
-    for words in ("1  ci ", "4  long ", "device: cpu: 1 x cpu", "less than 1 GiB in", "GiB are free"):
+    for words in ("1  ci ", "3  long ", "device: cpu: 1 x cpu", "less than 1 GiB in", "GiB are free"):
         assert words in out
 
 
@@ -99,12 +99,12 @@ def test_enter_takes_the_defaults_but_does_not_start(at_terminal: Ask, started: 
 
 
 def test_an_answer_that_is_none_is_asked_again(at_terminal: Ask, started: list[Any], capsys: Any) -> None:
-    status, asked = at_terminal("0", "5", "huge", " 1 ", "maybe", "yes")
+    status, asked = at_terminal("0", "4", "huge", " 1 ", "maybe", "yes")
     assert status == 7 and started[0][0] == ("profile=ci",)
     assert len(asked) == 6, "the short profile has one data set that fits, which is not asked for"
     out = capsys.readouterr().out
-    for wrong in ("0", "5", "huge"):
-        assert f"'{wrong}' is none of them; give a number from 1 to 4, or a name" in out
+    for wrong in ("0", "4", "huge"):
+        assert f"'{wrong}' is none of them; give a number from 1 to 3, or a name" in out
     assert "'maybe' is neither yes nor no" in out
 
 
@@ -142,6 +142,25 @@ def test_a_gpu_is_offered_beside_the_processor(
     at_terminal("ci", "cpu", "y")
     assert f"command: JAX_PLATFORMS=cpu {commands.pipeline('all', 'profile=ci')}" in capsys.readouterr().out
     assert started[-1] == (("profile=ci",), "cpu")
+
+
+def test_a_profile_for_a_gpu_is_offered_only_where_there_is_one(
+    at_terminal: Ask, started: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: Any, runs: Path
+) -> None:
+    assert at_terminal("ci")[0] == 130
+    assert "tiny" not in capsys.readouterr().out
+    assert at_terminal(words=("--profile", "tiny"))[0] == 2
+    assert "--profile: 'tiny' needs a GPU" in capsys.readouterr().err
+    monkeypatch.setattr(doctor, "ask_jax", lambda: GPU)
+    status, asked = at_terminal("tiny", "", "y")
+    out = capsys.readouterr().out
+    assert "4  tiny      for a GPU, its time is not known yet;" in out and "time:    for a GPU" in out
+    assert (status, started[-1][0]) == (7, ("profile=tiny",))
+    assert not any(question.startswith("device") for question in asked), "the processor is no choice"
+    for stage in quickstart._stages(quickstart.CONF):
+        Durations(runs, "tiny").add(stage, 60.0)
+    at_terminal("ci")
+    assert "tiny      about" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
