@@ -103,6 +103,8 @@ def fit(
     directory.mkdir(parents=True, exist_ok=True)
     use_compilation_cache()
     log = debug.compile_log(directory / "compile.log") if config.debug else nullcontext()
+    if config.debug:
+        progress(f"debug=true: steps without jit; what JAX compiles is written to {directory / 'compile.log'}")
     with _alone(directory), _stop_on(stop_on) as stop, Watch() as watch, log:
         run = _Run(
             config, dataset, directory, report=report, progress=progress, stop=stop, watch=watch, nan_at=tuple(nan_at)

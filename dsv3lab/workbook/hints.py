@@ -29,6 +29,7 @@ UNSTABLE = (
     "lower train.schedule.peak_lr, lengthen train.schedule.warmup or lower train.optimizer.clip_norm; if it begins at "
     "the first step, look at what has just been changed in the model"
 )
+DEBUG = "debug=true trains without jit (slow, never promoted) and names the first array that is not finite"
 BALANCE = (
     "raise train.loss.bias_update_speed (gamma: a short run needs more than the report's 0.001), then "
     "train.loss.balance_alpha"
@@ -51,8 +52,12 @@ STAGES = (
         advice=f"memory ran out: {MEMORY}",
     ),
     Hint(
-        pattern=r"^FloatingPointError|invalid value \((nan|inf)\)",
-        advice=f"a value is not a finite number: {UNSTABLE}",
+        pattern=r"the first non-finite value is in",
+        advice=f"look at that array and at what is computed into it; if the model is as it was, {UNSTABLE}",
+    ),
+    Hint(
+        pattern=r"^Diverged|^FloatingPointError|invalid value \((nan|inf)\)",
+        advice=f"a value is not a finite number: {UNSTABLE}; {DEBUG}",
     ),
     Hint(
         pattern=r"No space left on device|\[Errno 28\]|only \d+ of \d+ bytes",
@@ -77,7 +82,7 @@ METRICS = (
         "moe_steps of the profile",
     ),
     Hint(pattern=r"maxvio|dead_experts", advice=BALANCE),
-    Hint(pattern=r"nonfinite", advice=UNSTABLE),
+    Hint(pattern=r"nonfinite", advice=f"{UNSTABLE}; {DEBUG}"),
     Hint(pattern=r"^eval/ratio_", advice="train longer: raise train.tokens, or make run PRESET=long"),
     Hint(pattern=r"data_wait", advice="put the runs folder on a local disk: export DSV3LAB_RUNS=ANOTHER_FOLDER"),
     Hint(
@@ -119,7 +124,7 @@ def of_metric(name: str) -> str:
 def not_finite(began: str) -> str:
     """Where NaN or an infinite number began (`gates.began`), and what to do if it was in a training."""
     trained = re.search(r"train/|loss|grad", began)
-    return f"it began at {began}{f': {UNSTABLE}' if trained else ''}"
+    return f"it began at {began}{f': {UNSTABLE}; {DEBUG}' if trained else ''}"
 
 
 def counts_not_finite(metric: str) -> bool:

@@ -274,11 +274,12 @@ def test_debugging_names_where_it_broke_and_writes_no_checkpoint(
     spoil(monkeypatch, {4: ("total", np.nan)})
     monkeypatch.setattr(loop.debug, "without_jit", jax.jit)  # the real thing takes seconds for a step
     monkeypatch.setattr(loop.debug, "first_nonfinite", lambda *a, **o: "layers[1] moe output")
-    recorder = Recorder([])
+    recorder, said = Recorder([]), []
     with pytest.raises(
         train.Diverged, match=r"step 4: the first non-finite value is in layers\[1\] moe output; the loss"
     ) as e:
-        fit(tmp_path, recorder, config=replace(CONFIG, debug=True))
+        fit(tmp_path, recorder, config=replace(CONFIG, debug=True), progress=said.append)
+    assert str(tmp_path / "compile.log") in said[0]
     assert str(e.value).endswith(f"the loss before it was {recorder.of('train/loss')[3]:.4f}")
     assert checkpoint.steps(tmp_path) == [2]
     assert "Compiling jit(step)" in (tmp_path / "compile.log").read_text()

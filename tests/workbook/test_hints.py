@@ -34,6 +34,8 @@ KEY = re.compile(rf"(?<![\w./])((?:{SECTIONS})(?:\.\w+)+)(=[\w.+-]+)?")
         ("DeadKernelError: Kernel died", ["Termination timeout for all reduce RendezvousKey{..}"], "simulate_devices"),
         ("the executor ended by signal 9 without a result", [], "dmesg"),
         ("FloatingPointError: invalid value (nan) encountered in mul", [], "train.schedule.peak_lr"),
+        ("Diverged: step 9: 5 steps in a row had no finite objective and gradient", [], "debug=true"),
+        ("Diverged: step 9: the first non-finite value is in layers[1] moe output", [], "look at that array"),
         ("OSError: [Errno 28] No space left on device: 'x'", [], "DSV3LAB_RUNS"),
         ("ModuleNotFoundError: No module named 'optax'", [], "make doctor"),
         ("not done within its limit of 300 s (limit_s in conf/phase)", [], "limit_s"),
@@ -167,6 +169,16 @@ def test_every_command_that_is_named_is_there() -> None:
     gates_named = re.findall(r"gate `(\w+)`", PAGE)
     conf = {gate for number in (1, 2, 3, 4) for gate in samples.configuration(number)[0].phase.gates}
     assert gates_named and set(gates_named) <= conf
+
+
+def test_the_search_for_a_nan_is_described_where_people_look() -> None:
+    rows = [line for line in PAGE.splitlines() if "`debug=true`" in line]
+    assert {"| NaN loss", "| gate `train_finite` fails"} <= {row.split(";")[0].split(" |")[0] for row in rows}
+    assert any("never promoted" in row for row in PAGE.splitlines()[:4] if "`debug=true`" in row)
+    assert "compile.log" in PAGE and "debug=true" in (ROOT / "README.md").read_text()
+    for metric in ("train/nonfinite_steps", "stability/nonfinite_steps"):
+        assert "debug=true" in hints.of_metric(metric)
+    assert "debug=true" in hints.not_finite("step 3, in train/loss")
 
 
 def test_the_page_has_every_row_of_the_seeds_table_and_the_readme_names_it() -> None:
