@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ Report = Callable[[dict[str, float], int], None]
 SHOWN_EVERY_S = 10.0
 WARM_STEPS = 2
 """Steps of a process after which nothing should be compiled any more."""
+
+FEWER_WEIGHTS = "take a smaller model, e.g. lower model.num_hidden_layers, or set train.optimizer.moments=bfloat16"
 
 
 class Preempted(Exception):
@@ -98,7 +100,7 @@ def fit(
         CheckpointError: if the newest checkpoint or the file of reports is damaged.
         ConfigError: if the checkpoint belongs to another configuration or other data, or the directory is in use.
         Diverged: if too many steps in a row had no finite gradient, or at the first one with `config.debug`.
-        OutOfMemory: if a step did not fit into the device's memory.
+        OutOfMemory: if weights, a step or the validation did not fit into the device's memory, or its compilation.
     """
     directory.mkdir(parents=True, exist_ok=True)
     use_compilation_cache()
@@ -150,10 +152,15 @@ def _programs(config: RunConfig, *, nan_at: tuple[int, ...]) -> tuple[Any, Any]:
         "debugging": config.debug,
     }
     train, batch = config.train, config.eval.batch_size
-    losses = programs.window_losses(config.model, chunk=train.loss.vocab_chunk, batch=batch, **shared)
+    with _validates(config):
+        losses = programs.window_losses(config.model, chunk=train.loss.vocab_chunk, batch=batch, **shared)
     sizes = train.ramp(config.data.sequence_length).sizes
     steps = {n: programs.step(config.model, train, batch_size=n, nan_at=nan_at, **shared) for n in sizes}
     return lambda state, windows: steps[windows.shape[0]](state, windows), losses
+
+
+def _validates(config: RunConfig) -> AbstractContextManager[None]:
+    return micro_batch.in_memory("validation", then=f"lower eval.batch_size (now {config.eval.batch_size})")
 
 
 class _Run:
@@ -185,10 +192,10 @@ class _Run:
         self.last: dict[str, float] = {}
 
         abstract = TrainState.abstract(config.model, self.train, sequence_length=self.length)
-        restored = checkpoint.restore(directory, abstract, identity=self.identity)
-        self.resumed_from = 0 if restored is None else int(restored.step)
-        self.state = restored or TrainState.init(config.model, self.train, sequence_length=self.length)
-        self.done = self.resumed_from
+        with micro_batch.in_memory("weights and optimizer state", then=FEWER_WEIGHTS):
+            restored = checkpoint.restore(directory, abstract, identity=self.identity)
+            self.state = restored or TrainState.init(config.model, self.train, sequence_length=self.length)
+        self.resumed_from = self.done = 0 if restored is None else int(restored.step)
         self.reports = Reports(directory)
         try:
             self.earlier = self.reports.keep(-1 if restored is None else self.done)
@@ -240,7 +247,8 @@ class _Run:
         for line in self.choice.table() if self.choice else ():
             self.progress(line)
         start = time.perf_counter()
-        self.step, self.validate = _programs(self.config, nan_at=self.nan_at)
+        with self._fits("compiling the step"):
+            self.step, self.validate = _programs(self.config, nan_at=self.nan_at)
         compile_s = self.trials_s + time.perf_counter() - start
         self.weights = {name: domain.weight for name, domain in self.config.data.domains.items()}
         self.held_out = validation.sample(self.dataset, weights=self.weights, count=self.train.eval_windows)
@@ -268,7 +276,8 @@ class _Run:
             windows = batch.result()
             begun = time.perf_counter()
             before = self.state.model if self.config.debug else None  # the compiled step takes its buffers
-            with self.watch.steady(self.done - first >= WARM_STEPS and not self.config.debug), self._in_memory():
+            steady = self.done - first >= WARM_STEPS and not self.config.debug
+            with self.watch.steady(steady), self._fits(f"step {self.done + 1}"):
                 self.state, metrics = self.step(self.state, windows)
                 batch = ahead.submit(self._batch, self.done + 1)  # prepared while the device computes
                 jax.block_until_ready((self.state, metrics))
@@ -281,17 +290,9 @@ class _Run:
                 shown = now
                 self._show(float(metrics["loss"]), since=first, elapsed=now - started)
 
-    @contextmanager
-    def _in_memory(self) -> Iterator[None]:
-        try:
-            yield
-        except jax.errors.JaxRuntimeError as error:
-            if not micro_batch.is_out_of_memory(error):
-                raise
-            raise micro_batch.OutOfMemory(
-                f"step {self.done + 1}: out of memory ({str(error).splitlines()[0]}); lower train.micro_batch (now "
-                f"{self.train.micro_batch}; auto finds the largest that fits), or set train.remat=full"
-            ) from error
+    def _fits(self, doing: str) -> AbstractContextManager[None]:
+        lower = f"lower train.micro_batch (now {self.train.micro_batch}; auto finds the largest that fits), or set "
+        return micro_batch.in_memory(doing, then=f"{lower}train.remat=full")
 
     def _judge(self, metrics: dict[str, jax.Array], windows: jax.Array, before: DeepSeek | None) -> None:
         """Say what broke in this step; with `debug` where, and no further."""
@@ -326,7 +327,8 @@ class _Run:
         losses = {}
         for domain, windows in self.held_out.items():
             parts = validation.batches(windows, self.config.eval.batch_size)
-            each = [np.asarray(self.validate(self.state.model, part))[:count] for part, count in parts]
+            with _validates(self.config):
+                each = [np.asarray(self.validate(self.state.model, part))[:count] for part, count in parts]
             losses[domain] = float(np.mean(np.concatenate(each)))
         loss = validation.mean_loss(losses, self.weights)
         by_domain = {f"validation/loss/{domain}": value for domain, value in losses.items()}

@@ -5,7 +5,8 @@ and temporaries of the step fit into what is free. Nothing is executed for that,
 step that fits is compiled once, and it is the one that trains.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 class OutOfMemory(RuntimeError):
-    """A step that does not fit into the memory of its device; the message says what to lower."""
+    """Something of a training that does not fit into the memory of its device; the message says what to lower."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,25 @@ def free_bytes() -> int:
     if "bytes_limit" in stats:
         return stats["bytes_limit"] - stats["bytes_in_use"]
     return min([psutil.virtual_memory().available, *_left_in_group(_CGROUP)])
+
+
+@contextmanager
+def in_memory(doing: str, *, then: str) -> Iterator[None]:
+    """Say of what runs out of memory in here what it was doing and what to lower.
+
+    Args:
+        doing: what is done in here.
+        then: what helps.
+
+    Raises:
+        OutOfMemory: in one sentence, in the place of XLA's error.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(f"{doing}: out of memory ({str(error).splitlines()[0]}); {then}") from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:

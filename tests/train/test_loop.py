@@ -267,6 +267,36 @@ def test_a_step_that_does_not_fit_says_what_to_lower(monkeypatch: pytest.MonkeyP
         fit(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("place", "name", "words"),
+    [
+        (loop.TrainState, "init", "weights and optimizer state: out of memory .*lower model.num_hidden_layers"),
+        (loop.checkpoint, "restore", "weights and optimizer state: out of memory .*moments=bfloat16"),
+        (programs, "step", r"compiling the step: out of memory .*lower train.micro_batch \(now 2;"),
+        (programs, "window_losses", r"validation: out of memory .*lower eval.batch_size \(now 2\)"),
+    ],
+)
+def test_what_does_not_fit_before_the_first_step_says_what_to_lower(
+    place: Any, name: str, words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def exhausted(*arguments: Any, **options: Any) -> Any:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.\nmore")
+
+    monkeypatch.setattr(place, name, exhausted)
+    with pytest.raises(micro_batch.OutOfMemory, match=words):
+        fit(tmp_path)
+
+
+def test_a_validation_that_does_not_fit_names_its_batch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def exhausted(*arguments: Any) -> Any:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    original = loop._programs
+    monkeypatch.setattr(loop, "_programs", lambda config, nan_at: (original(config, nan_at=nan_at)[0], exhausted))
+    with pytest.raises(micro_batch.OutOfMemory, match=r"validation: .*lower eval.batch_size \(now 2\)"):
+        fit(tmp_path)
+
+
 def test_debugging_names_where_it_broke_and_writes_no_checkpoint(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
