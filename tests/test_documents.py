@@ -1,0 +1,54 @@
+"""The pages for users: what they name is there, and what they show runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from dsv3lab.config import CONF, ROOT
+from dsv3lab.config.help import match
+from dsv3lab.config.seed_keys import RULES, To
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FOLDERS = "conf|notebooks|pipelines|docs|dsv3lab|tests|benchmarks"
+SECTIONS = "model|data|train|eval|study|precision|parallel|profile|tracking"
+PLACEHOLDER = re.compile(r"phaseN|<|NN_|\*|\{")
+
+
+def named(page: Path) -> str:
+    """What a page shows as code or links to."""
+    text = page.read_text()
+    blocks = re.findall(r"```\w*\n(.*?)```", text, re.DOTALL)
+    rest = re.sub(r"```\w*\n.*?```", "", text, flags=re.DOTALL)
+    return "\n".join([*blocks, *re.findall(r"`([^`\n]+)`", rest), *re.findall(r"\]\(([^)#]+)\)", rest)])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_path_on_a_page_exists(page: Path) -> None:
+    found = [path.rstrip(".,:") for path in re.findall(rf"(?<![\w/.-])(?:{FOLDERS})/[^\s`'\",;:)]*", named(page))]
+    found = [path for path in found if not PLACEHOLDER.search(path)]
+    assert found, "nothing was looked for"
+    made = {"conf/baselines/", "conf/waivers.yaml"}  # written by users
+    assert [path for path in found if path not in made and not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_key_on_a_page_is_one_of_the_configuration(page: Path) -> None:
+    for key in re.findall(rf"(?<![\w./])(?:{SECTIONS})(?:\.\w+)+(?![\w(/])", named(page)):
+        match(key)  # refuses what is none
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_choice_on_a_page_has_its_file(page: Path) -> None:
+    groups = "|".join(folder.name for folder in CONF.iterdir() if folder.is_dir())
+    for group, choices in re.findall(rf"(?<![\w.])({groups})=([\w|]+)", named(page)):
+        for choice in choices.split("|"):
+            assert (CONF / group / f"{choice}.yaml").is_file(), f"{group}={choice}"
+
+
+def test_the_row_on_imbalance_names_the_loss_that_the_seed_means() -> None:
+    rule = RULES["model.moe.router_aux_loss_weight"]
+    (row,) = [line for line in (ROOT / "docs" / "troubleshooting.md").read_text().splitlines() if "Load imbal" in line]
+    assert isinstance(rule, To) and f"The key for it is `{rule.targets[0]}`" in row
+    (notebook,) = re.findall(r"`(notebooks/[\w/]+\.ipynb)`", row)
+    assert "*Switch loss*" in (ROOT / notebook).read_text(), "the two are compared elsewhere"
