@@ -1,13 +1,16 @@
 """The pages for users: what they name is there, and what they show runs."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
+from dsv3lab import cli
 from dsv3lab.config import CONF, ROOT
 from dsv3lab.config.help import match
 from dsv3lab.config.seed_keys import RULES, To
+from dsv3lab.workbook.compose import compose
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FOLDERS = "conf|notebooks|pipelines|docs|dsv3lab|tests|benchmarks"
@@ -52,3 +55,28 @@ def test_the_row_on_imbalance_names_the_loss_that_the_seed_means() -> None:
     assert isinstance(rule, To) and f"The key for it is `{rule.targets[0]}`" in row
     (notebook,) = re.findall(r"`(notebooks/[\w/]+\.ipynb)`", row)
     assert "*Switch loss*" in (ROOT / notebook).read_text(), "the two are compared elsewhere"
+
+
+def test_the_readme_names_every_verb_and_the_choices_of_a_run() -> None:
+    commands = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    run = ("train.micro_batch=auto", "debug=true", "precision=bf16", "tracking.also=[tensorboard]", "preset=", "@tiny.yaml")
+    for words in (*(f"dsv3lab {verb}" for verb in cli.VERBS if verb not in ("run", "train", "ui", "doctor")), *run):
+        assert words in commands, words
+    for overrides in re.findall(r"^python pipelines/phase2\.py ([^-\s][^#]*?) +#", commands, re.MULTILINE):
+        words = [word for word in shlex.split(overrides) if word.split("=")[0] not in ("resume", "force")]
+        compose(words, phase=2)
+
+
+@pytest.mark.limit(90)  # initialises, runs and generates: three programs are compiled
+def test_the_python_of_the_readme_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    import dsv3lab
+    from tests import builders
+
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert 'dl.config("nano")' in code
+    monkeypatch.setattr(dsv3lab, "config", lambda name: builders.model_config(), raising=False)
+    names: dict[str, object] = {}
+    exec(code, names)
+    logits, output, text = names["logits"], names["output"], names["text"]
+    assert logits.shape == (2, 16, 64) and len(output.mtp) == 1  # type: ignore[attr-defined]
+    assert [len(one) for one in text.continuations()] == [32, 32]  # type: ignore[attr-defined]
