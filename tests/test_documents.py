@@ -59,7 +59,14 @@ def test_the_row_on_imbalance_names_the_loss_that_the_seed_means() -> None:
 
 def test_the_readme_names_every_verb_and_the_choices_of_a_run() -> None:
     commands = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
-    run = ("train.micro_batch=auto", "debug=true", "precision=bf16", "tracking.also=[tensorboard]", "preset=", "@tiny.yaml")
+    run = (
+        "train.micro_batch=auto",
+        "debug=true",
+        "precision=bf16",
+        "tracking.also=[tensorboard]",
+        "preset=",
+        "@tiny.yaml",
+    )
     for words in (*(f"dsv3lab {verb}" for verb in cli.VERBS if verb not in ("run", "train", "ui", "doctor")), *run):
         assert words in commands, words
     for overrides in re.findall(r"^python pipelines/phase2\.py ([^-\s][^#]*?) +#", commands, re.MULTILINE):
@@ -80,3 +87,11 @@ def test_the_python_of_the_readme_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, output, text = names["logits"], names["output"], names["text"]
     assert logits.shape == (2, 16, 64) and len(output.mtp) == 1  # type: ignore[attr-defined]
     assert [len(one) for one in text.continuations()] == [32, 32]  # type: ignore[attr-defined]
+
+
+def test_times_are_computed_and_not_written_into_comments() -> None:
+    """`dsv3lab quickstart` says how long a profile takes, from earlier runs or conf/phase."""
+    said = re.compile(r"\b(within|about|one to) ?\w* (minutes|hours)\b|hours on (two )?CPU", re.IGNORECASE)
+    for path in (*CONF.glob("profile/*.yaml"), CONF / "train" / "nano.yaml"):
+        comments = " ".join(line.partition("#")[2] for line in path.read_text().splitlines() if "#" in line)
+        assert not said.search(comments), path.name
