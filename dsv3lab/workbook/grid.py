@@ -14,7 +14,9 @@ from dsv3lab.workbook.compose import parse_overrides
 from dsv3lab.workbook.promotion import Ground, Newest
 
 Mode = Literal["min", "max"]
-FOLDER = "sweeps"
+FOLDER, METRICS = "sweeps", "metrics.jsonl"
+LOOKED_AT = 20
+"""Newest runs in which a metric is looked for that has no gate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,7 @@ class Metric:
         """Its last value in a run folder; nothing where no stage has logged a finite one."""
         for stage in self.stages:
             try:
-                found = [p.value for p in gates.read_points(folder / stage / "metrics.jsonl") if p.name == self.name]
+                found = [p.value for p in gates.read_points(folder / stage / METRICS) if p.name == self.name]
             except gates.MetricsError:
                 continue
             if found:
@@ -116,15 +118,20 @@ def ground(prepared: Prepared, runs: Path) -> Ground:
     return Ground(upstream=None, stages={need: newest.stage(need) for need in elsewhere})
 
 
-def choose(prepared: Prepared, *, metric: str, mode: str) -> Metric:
+def choose(prepared: Prepared, *, metric: str, mode: str, runs: Path) -> Metric:
     """The metric that combinations are compared by; without a name, that of the first gate on a loss or an error.
 
     Raises:
-        ConfigError: if no gate of these stages names one.
+        ConfigError: if no gate of these stages names one, or if a named one is neither a gate's nor in an earlier run of
+            the phase, or has no gate that says which is better.
     """
     mine = [gate for gate in prepared.config.phase.gates.values() if gate.stage in prepared.order]
     if metric:
         known = [gate for gate in mine if gate.metric == metric]
+        if not known:
+            _refuse_unknown(metric, {gate.metric for gate in mine}, logged(prepared, runs))
+            if not mode:
+                raise ConfigError(f"--mode: no gate says which '{metric}' is better; write --mode min or --mode max")
     else:
         known = [gate for role in ("loss", "error", "throughput") for gate in mine if gate.role == role]
         if not known:
@@ -149,12 +156,26 @@ def sweep_of(folder: Path) -> Path | None:
     return place if place.parent.name == FOLDER else None
 
 
+def logged(prepared: Prepared, runs: Path) -> set[str]:
+    """The metrics that earlier runs of the phase have logged in the stages of a combination, also in sweeps."""
+    phase = prepared.config.phase.name
+    folders = [*runs.glob(f"{phase}/*"), *runs.glob(f"{FOLDER}/*/{phase}/*")]
+    newest = sorted(folders, key=lambda folder: folder.name, reverse=True)[:LOOKED_AT]
+    return {point.name for run in newest for stage in prepared.order for point in _points(run / stage / METRICS)}
+
+
 def missing(metric: Metric, folders: Sequence[Path]) -> str:
     """What to say when no combination has logged the metric."""
     logged: Mapping[str, None] = {
-        point.name: None for folder in folders for s in metric.stages for point in _points(folder / s / "metrics.jsonl")
+        point.name: None for folder in folders for s in metric.stages for point in _points(folder / s / METRICS)
     }
     return f"no combination has logged '{metric.name}'{nearest(metric.name, logged)}" if logged else ""
+
+
+def _refuse_unknown(metric: str, gated: set[str], earlier: set[str]) -> None:
+    if metric not in earlier:
+        hint = nearest(metric, gated | earlier)
+        raise ConfigError(f"--metric: no gate of these stages and no earlier run of them has '{metric}'{hint}")
 
 
 def _points(path: Path) -> list[gates.Point]:

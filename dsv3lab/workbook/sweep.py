@@ -97,7 +97,7 @@ def main(argv: Sequence[str], *, conf: Path = CONF) -> int:
         for values in cells.values
     ]
     combinations = [Combination(values=values, prepared=prepared) for values, prepared in checked]
-    metric = grid.choose(checked[0][1], metric=args.metric, mode=args.mode)
+    metric = grid.choose(checked[0][1], metric=args.metric, mode=args.mode, runs=runs)
     sweep = _Sweep(
         phase=phase, name=name, cells=cells, metric=metric, combinations=combinations, only=args.only, conf=conf
     )

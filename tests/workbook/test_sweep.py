@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from dsv3lab import cli
 from dsv3lab.config import ROOT, ConfigError
 from dsv3lab.workbook import Stage, combination, grid, pipeline, record, sweep, sync, verify
 from dsv3lab.workbook.process import Interrupts, locked
@@ -41,6 +42,7 @@ def here(child: type[InProcess], monkeypatch: pytest.MonkeyPatch) -> list[list[s
         return combination.main(list(words))
 
     monkeypatch.setattr(sweep, "execute", execute)
+    monkeypatch.setattr(grid, "logged", lambda prepared, runs: {"train/loss"})  # as if it had run before
     child.acts = {"phase1/a": learn, "phase1/b": lab.good}
     return ran
 
@@ -50,7 +52,7 @@ def content(runs: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-LOSS = ["--metric", "train/loss"]
+LOSS = ["--metric", "train/loss", "--mode", "min"]
 
 
 def test_every_combination_runs_once_and_is_ranked(
@@ -215,10 +217,40 @@ def test_the_metric_is_that_of_a_gate_unless_named(
     }
     conf = write_conf(tmp_path, {"a": notebook}, gates=gates)
     checked = grid.check("phase1", ["train.seed=1"], only="", sweep="x", conf=conf)
-    assert grid.choose(checked, metric="", mode="") == grid.Metric(name="train/loss", mode="min", stages=("a",))
-    assert grid.choose(checked, metric="perf/tokens_per_s", mode="").mode == "max"
-    assert sweep.main(["1", "train.seed=0,1", "--metric", "train/los"], conf=conf) == 0
-    assert "no combination has logged 'train/los'; did you mean 'train/loss'?" in capsys.readouterr().out
+    found = grid.choose(checked, metric="", mode="", runs=runs)
+    assert found == grid.Metric(name="train/loss", mode="min", stages=("a",))
+    assert grid.choose(checked, metric="perf/tokens_per_s", mode="", runs=runs).mode == "max"
+    rare = grid.Metric(name="moe/rare", mode="max", stages=("a",))
+    assert "did you mean 'moe/rarer'?" in grid.missing(rare, [logging(runs, "a", "moe/rarer")])
+
+
+def logging(runs: Path, stage: str, metric: str) -> Path:
+    """A run folder of phase 1 in which a stage has logged a metric."""
+    folder = runs / "phase1" / "20260101T000000Z"
+    (folder / stage).mkdir(parents=True)
+    line = {"time": "2026-01-01T00:00:00Z", "step": 1, "metrics": {metric: 1.0}}
+    (folder / stage / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("words", [[], ["--plan"]])
+def test_a_metric_that_nothing_has_logged_is_refused_before_anything_runs(
+    tmp_path: Path, runs: Path, capsys: Any, words: list[str]
+) -> None:
+    conf = two_stages(tmp_path)
+    assert cli.main(["sweep", "1", "train.seed=0,1", "--metric", "quality/eror", *words]) == 2
+    assert "has 'quality/eror'" in capsys.readouterr().err
+    prepared = grid.check("phase1", ["train.seed=1"], only="", sweep="x", conf=conf)
+    with pytest.raises(ConfigError, match="has 'quality/eror'; did you mean 'quality/error'"):
+        grid.choose(prepared, metric="quality/eror", mode="", runs=runs)
+    with pytest.raises(ConfigError, match="has 'train/loss'"):
+        grid.choose(prepared, metric="train/loss", mode="min", runs=runs)
+    logging(runs, "b", "train/loss")
+    with pytest.raises(ConfigError, match="--mode: no gate says which 'train/loss' is better"):
+        grid.choose(prepared, metric="train/loss", mode="", runs=runs)
+    assert grid.choose(prepared, metric="train/loss", mode="max", runs=runs).mode == "max"
+    with pytest.raises(ConfigError, match="did you mean 'train/loss'"):
+        grid.choose(prepared, metric="train/los", mode="min", runs=runs)
 
 
 def test_what_reads_another_phase_takes_its_newest_record(
