@@ -156,7 +156,7 @@ def run(argv: list[str]) -> int:
 
 def train(argv: list[str]) -> int:
     """`dsv3lab train`: compose, write the configuration beside the checkpoints, train in a process of its own."""
-    from dsv3lab.config import digest, runs_dir
+    from dsv3lab.config import ConfigError, digest, runs_dir
     from dsv3lab.workbook.compose import compose, dump
 
     parser = argparse.ArgumentParser(
@@ -171,10 +171,14 @@ def train(argv: list[str]) -> int:
     config, resolved = compose(args.overrides)
     parts = [config.model, config.data, config.train, config.precision]
     directory = args.directory or runs_dir() / "train" / digest(parts)[:12]
-    directory.mkdir(parents=True, exist_ok=True)
     final = directory / "config.resolved.yaml"
     path = final.with_name(f"{final.name}.new") if final.exists() else final
-    path.write_text(dump(resolved))
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        path.write_text(dump(resolved))
+    except OSError as error:
+        where = "--directory" if args.directory else "DSV3LAB_RUNS"
+        raise ConfigError(f"{where}: {error.filename}: {error.strerror}; name a folder that can be written") from None
     try:
         status, printed = child("dsv3lab.data", "--config", str(path), capture=True)
         if status:

@@ -100,6 +100,16 @@ def test_a_refused_training_leaves_the_configuration_of_the_directory(
     assert yaml.safe_load(left.read_text())["train"]["seed"] == 3
 
 
+@pytest.mark.parametrize("place", ["file/below", "file"])
+def test_a_folder_that_cannot_be_made_is_the_users_mistake(
+    place: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert cli.main(["train", "--directory", str(tmp_path / place)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"dsv3lab train: --directory: {tmp_path / 'file'}") and error.count("\n") == 1
+
+
 @pytest.mark.parametrize(("said", "status"), [(0, 0), (1, 3), (2, 2), (3, 3), (75, 75)])
 def test_a_child_ends_as_promised(said: int, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "program.py").write_text(f"import sys\nprint('said')\nsys.exit({said})\n")
