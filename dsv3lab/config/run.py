@@ -1,5 +1,6 @@
 """The whole configuration of one run, and the reader of named model configurations."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,12 @@ class RunConfig:
             )
         for size in self.train.batch_sizes:
             if size % self.parallel.data:
-                raise ConfigError(f"parallel.data: {size} sequences do not split over {self.parallel.data} devices")
+                ways = self.parallel.data
+                fits = math.gcd(ways, *self.train.batch_sizes)
+                raise ConfigError(
+                    f"parallel.data: phase 3 splits each batch over {ways} devices, and {size} sequences do not split; "
+                    f"choose train.batch_size as a multiple of {ways}, or parallel.data={fits}"
+                )
 
     def expected_s(self, stage: str) -> float:
         """Usual time of a stage of this phase under this profile, in seconds."""

@@ -244,7 +244,11 @@ def test_a_whole_file_of_the_layout_maps_without_a_refusal() -> None:
         ({"model.vocab_size": 100}, "model.vocab_size", "do not fit"),
         ({"model.num_layers": "4"}, "model.num_layers", "expected int, got str '4'"),
         ({"training.weight_decay": -1.0}, "training.weight_decay", "below the smallest allowed"),
-        ({"training.global_batch_size": 9}, "training.global_batch_size", "do not split over 8 devices"),
+        (
+            {"training.global_batch_size": 9},
+            "training.global_batch_size",
+            "a multiple of 8, or parallel.data=1",
+        ),
         ({"training.micro_batch_size": 3}, "training.micro_batch_size", "do not split by 3"),
         ({"training.micro_batch_size": 0}, "training.micro_batch_size", "do not split by 0"),
         (

@@ -185,6 +185,20 @@ def test_presets_fit_every_size(size: str) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("words", "ways"),
+    [
+        (("train.batch_size=6",), "multiple of 8, or parallel.data=2"),
+        (("train.batch_size=12", "train.batch_ramp={start: 4, until: 0.5, stairs: 2}"), "or parallel.data=4"),
+    ],
+)
+def test_a_batch_that_devices_cannot_share_is_refused_with_a_way_out(words: tuple[str, ...], ways: str) -> None:
+    with pytest.raises(ConfigError, match=r"phase 3 splits each batch over 8 devices") as error:
+        compose.compose(words)
+    assert ways in str(error.value)
+    assert compose.compose([*words, ways.rpartition(" ")[2]])[0].train.batch_size in (6, 12)
+
+
 def test_a_mistyped_preset_is_refused_with_its_nearest_name() -> None:
     with pytest.raises(ConfigError, match="no 'low_memry' in preset; did you mean 'low_memory'"):
         samples.configuration(2, "preset=low_memry")
