@@ -41,7 +41,8 @@ class RunConfig:
         if self.data.sequence_length > self.model.max_position_embeddings:
             raise ConfigError(
                 f"data.sequence_length: {self.data.sequence_length} is above "
-                f"model.max_position_embeddings {self.model.max_position_embeddings}"
+                f"model.max_position_embeddings {self.model.max_position_embeddings}; choose "
+                f"{_reads(self.data.sequence_length)}or raise it"
             )
         for size in self.train.batch_sizes:
             if size % self.parallel.data:
@@ -59,6 +60,12 @@ class RunConfig:
     def limit_s(self, stage: str) -> float:
         """Wall-clock limit of a stage of this phase, in seconds: a longer profile has more, a shorter one not less."""
         return self.phase.stages[stage].limit_s * max(1.0, self.profile.time_factors.get(stage, 1.0))
+
+
+def _reads(length: int) -> str:
+    """The smallest of the seeds' models, and then of DeepSeek's, that reads so many tokens, as a choice."""
+    fits = [name for name in ("tiny", "small", "large", "v3") if config(name).max_position_embeddings >= length]
+    return f"model={fits[0]}, " if fits else "another model, "
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

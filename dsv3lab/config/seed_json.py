@@ -141,8 +141,15 @@ def _check(reading: Reading, base: Mapping[str, Any], conf: Path) -> None:
         guilty = [t for t in single if not reading.mapped[t].note] or single or list(reading.mapped)
         names = dict.fromkeys(name for target in guilty for name in reading.mapped[target].keys)
         for name in names:
-            reading.refused[name] = error
+            reading.refused[name] = _in_json(error)
         reading.mapped = {t: one for t, one in reading.mapped.items() if not set(one.keys) & set(names)}
+
+
+def _in_json(error: str) -> str:
+    """A sentence of the builder, whose way out is named as the JSON has it."""
+    return re.sub(
+        r"choose (model=\w+), or raise it", r"add model.mla.max_context_length, or put `\1` behind the file", error
+    )
 
 
 def _failure(base: Mapping[str, Any], mapped: Mapping[str, Mapped], conf: Path) -> str:

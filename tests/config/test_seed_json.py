@@ -298,6 +298,14 @@ def test_what_is_left_is_read_without_the_refused_keys() -> None:
     assert list(seed_json.read_partly(document, base()).refused) == ["training.seq_length"]
 
 
+def test_a_longer_sequence_names_two_ways_on_and_both_lead_there() -> None:
+    told = {"training.seq_length": 2048}
+    refused = read(nested(told)).refused["training.seq_length"]
+    assert refused.endswith("add model.mla.max_context_length, or put `model=small` behind the file")
+    assert not read(nested({**told, "model.mla.max_context_length": 2048})).refused
+    assert not seed_json.read(nested(told), compose(["model=small"])[1]).refused
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

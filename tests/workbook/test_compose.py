@@ -199,6 +199,13 @@ def test_a_batch_that_devices_cannot_share_is_refused_with_a_way_out(words: tupl
     assert compose.compose([*words, ways.rpartition(" ")[2]])[0].train.batch_size in (6, 12)
 
 
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_a_training_whose_model_is_too_short_names_the_model(size: str) -> None:
+    with pytest.raises(ConfigError, match=rf"model.max_position_embeddings 1024; choose model={size}, or raise it"):
+        compose.compose([f"train={size}"])
+    assert compose.compose([f"train={size}", f"model={size}"])[0].data.sequence_length > 1024
+
+
 def test_a_mistyped_preset_is_refused_with_its_nearest_name() -> None:
     with pytest.raises(ConfigError, match="no 'low_memry' in preset; did you mean 'low_memory'"):
         samples.configuration(2, "preset=low_memry")
