@@ -56,7 +56,7 @@ def test_a_mistyped_key_ends_with_2_and_the_nearest_name(
 ) -> None:
     assert cli.main(words) == 2
     error = capsys.readouterr().err
-    assert "did you mean 'seed'?" in error and error.count("\n") == 1
+    assert "did you mean 'train.seed'?" in error and error.count("\n") == 1
     assert not list(runs.iterdir()), "nothing may be started"
 
 

@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+SHOWN = 40
+"""Most names that are listed where none is near."""
 
 
 class ConfigError(ValueError):
@@ -65,11 +67,20 @@ def build(cls: type[T], mapping: Mapping[str, Any], *, path: str = "") -> T:
         raise ConfigError(f"{path}: {error}" if path else str(error)) from None
 
 
-def nearest(word: str, known: typing.Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the closest name in `known`, else the list of the known names."""
+def nearest(word: str, known: typing.Iterable[str], *, under: str = "") -> str:
+    """`; did you mean 'x'?` for the closest name in `known`, else a list of the known names.
+
+    Args:
+        word: what was written.
+        known: what there is.
+        under: the key that the names stand below, which belongs to the answer.
+    """
     names = [str(name) for name in known]
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(sorted(names))}"
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean '{_join(under, close[0])}'?"
+    shown = sorted(names)[:SHOWN]
+    return f"; known: {', '.join(shown)}{f', … {len(names)} in all' if len(names) > SHOWN else ''}"
 
 
 def plain(config: Any) -> Any:

@@ -196,9 +196,9 @@ def wrong_key(known: Any, dotted: str) -> str:
     for part in dotted.split("."):
         if not isinstance(known, Mapping):
             return f"{path} is a value and has no key '{part}'"
-        path = f"{path}.{part}" if path else part
+        above, path = path, f"{path}.{part}" if path else part
         if part not in known:
-            return f"unknown key {path}{nearest(part, map(str, known))}"
+            return f"unknown key {path}{nearest(part, map(str, known), under=above)}"
         known = known[part]
     return ""
 

@@ -132,7 +132,16 @@ def test_show_is_what_config_alone_prints(capsys: pytest.CaptureFixture[str]) ->
 
 def test_show_of_an_unknown_key_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["config", "show", "train.los"]) == 2
-    assert "did you mean 'loss'?" in capsys.readouterr().err
+    assert "did you mean 'train.loss'?" in capsys.readouterr().err
+
+
+def test_what_resembles_nothing_is_answered_with_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["config", "show", "model.nope"]) == 2
+    error = capsys.readouterr().err
+    assert "did you mean" not in error and "known: " in error and "n_group" in error
+    assert cli.main(["config", "help", "qqqqqq"]) == 2
+    error = capsys.readouterr().err
+    assert "did you mean" not in error and len(error) < 2000 and " in all" in error
 
 
 def test_keys_are_those_of_the_dataclasses() -> None:

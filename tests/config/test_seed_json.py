@@ -371,7 +371,7 @@ def test_pipelines_take_a_file_of_overrides(tmp_path: Path) -> None:
         ("- [1]", "is not a list of overrides"),
         ("- '@other.yaml'", "is not a list of overrides"),
         ("- 'a", "is not valid YAML"),
-        ("- train.sed=1", "did you mean 'seed'?"),
+        ("- train.sed=1", "did you mean 'train.seed'?"),
         (None, "cannot be read"),
     ],
 )

@@ -69,7 +69,7 @@ def test_list_has_every_model_smallest_first(capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["v4"], "did you mean 'v3'"),
+        (["v33"], "did you mean 'v3'"),
         (["v3", "hiden_size=8"], "did you mean 'hidden_size'"),
         (["v3", "hidden_size"], "'hidden_size' is not of the form key=value"),
         (["v3", "n_group=3"], "256 experts do not split into 3 equal groups"),

@@ -74,7 +74,7 @@ def test_an_unknown_study_is_refused_with_the_nearest(runs: Path, capsys: pytest
 
 def test_a_mistyped_override_is_refused_before_anything_runs(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["study", "fp8", "train.tokes=5", *CI]) == 2
-    assert "did you mean 'tokens'?" in capsys.readouterr().err and not (runs / "studies").exists()
+    assert "did you mean 'train.tokens'?" in capsys.readouterr().err and not (runs / "studies").exists()
 
 
 def test_an_override_that_hides_what_is_compared_is_refused(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

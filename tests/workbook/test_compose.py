@@ -38,7 +38,7 @@ def test_dump_and_load_are_inverse(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("train.tokenz=5", ["train.tokenz", "did you mean 'tokens'"]),
+        ("train.tokenz=5", ["train.tokenz", "did you mean 'train.tokens'"]),
         ("model=nan", ["'model=nan'", "did you mean 'nano'"]),
         ("modell=nano", ["modell", "did you mean 'model'"]),
         ("model.hidden_size.x=1", ["model.hidden_size", "is a value"]),
@@ -63,7 +63,7 @@ def test_each_mistake_is_one_sentence(override: str, words: list[str]) -> None:
 
 
 def test_a_right_group_beside_a_wrong_key() -> None:
-    with pytest.raises(ConfigError, match="did you mean 'tokens'"):
+    with pytest.raises(ConfigError, match="did you mean 'train.tokens'"):
         samples.configuration(2, "profile=ci", "train.token=5")
 
 

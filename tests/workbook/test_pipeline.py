@@ -182,7 +182,7 @@ def test_stages_that_need_each_other_are_refused(tmp_path: Path, runs: Path, cap
         (["phase1", "--only"], "name the stage"),
         (["phase1", "--only", "a", "--from", "b"], "exclude each other"),
         (["phase1", "trian.seed=1"], "did you mean 'train'"),
-        (["phase1", "train.sede=1"], "did you mean 'seed'"),
+        (["phase1", "train.sede=1"], "did you mean 'train.seed'"),
         (["phase1", "train.seed=abc"], "train.seed"),
         (["phase1", "plan"], "'--plan'"),
         (["phase1", "seed"], "key=value"),

@@ -185,7 +185,7 @@ def test_mlflow_nests_the_combinations_under_the_sweep(
 def test_what_cannot_run_is_refused_before_anything_starts(tmp_path: Path, runs: Path, here: list[list[str]]) -> None:
     conf = two_stages(tmp_path)
     for words, said in {
-        ("train.sede=0,1",): "did you mean 'seed'",
+        ("train.sede=0,1",): "did you mean 'train.seed'",
         ("train.seed=0,one",): "train.seed: expected int",
         ("train.seed=0",): "nothing is swept",
         ("train.seed=0,1", "train.seed=2,3"): "swept twice",
