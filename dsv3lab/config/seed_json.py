@@ -111,6 +111,11 @@ def _follow(name: str, value: Any, reading: Reading) -> None:
     """Do what the rule of one key says; a rule for several keys comes later."""
     rule = RULES.get(name)
     match rule:
+        case None if any(known.startswith(f"{name}.") for known in [*RULES, *BLOCKS]):
+            if isinstance(value, Mapping):  # what is not empty was taken apart
+                reading.idle[name] = "it is empty"
+            else:
+                reading.refused[name] = f"expected an object with keys, got {text(value)}"
         case None:
             hint = nearest(name, [*RULES, *BLOCKS])
             reading.refused[name] = f"unknown key{hint if 'did you mean' in hint else ''}"

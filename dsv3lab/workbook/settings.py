@@ -124,9 +124,7 @@ def _override_file(source: Path, before: Sequence[str], reading: seed_json.Readi
     lines = lines if len(lines) > 1 else [*lines, "[]"]
     for title, names in (("refused", reading.refused), ("without effect", reading.idle)):
         lines += [f"# {title}: {name}: {' '.join(reason.split())}" for name, reason in names.items()]
-    kept = ", ".join(
-        f"{key}={'null' if value is None else value}" for key, value in seed_json.unsaid(reading, base).items()
-    )
+    kept = ", ".join(f"{key}={seed_json.text(value)}" for key, value in seed_json.unsaid(reading, base).items())
     lines += (
         textwrap.wrap(f"not said, as in conf: {kept}", 118, initial_indent="# ", subsequent_indent="#   ")
         if kept

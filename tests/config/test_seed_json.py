@@ -277,6 +277,8 @@ def test_a_whole_file_of_the_layout_maps_without_a_refusal() -> None:
         ({"distributed.data_parallel_size": -1}, "distributed.data_parallel_size", "say how many"),
         ({"model.moe.num_expert": 4}, "model.moe.num_expert", "did you mean 'model.moe.num_experts'?"),
         ({"optimiser": {}}, "optimiser", "unknown key"),
+        ({"model": 3}, "model", "expected an object with keys, got 3"),
+        ({"model.mla": None}, "model.mla", "expected an object with keys, got null"),
         ({"data.sources": 3}, "data.sources", "expected a list"),
         ({"data.sources": [{"name": "source", "subset": "x"}]}, "data.sources[0].subset", "made of packages"),
     ],
@@ -345,6 +347,7 @@ def test_the_file_is_printed_without_out_and_says_what_is_not_said(capsys: pytes
     printed = capsys.readouterr().out
     assert "- train.tokens=40960000  # training.train_steps: 10000 steps of 4096 tokens\n" in printed
     assert "# not said, as in conf: vocab_size=2048" in printed
+    assert "tie_word_embeddings=false" in printed.replace("\n#   ", " ") and "False" not in printed
 
 
 def test_a_mistyped_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
