@@ -164,7 +164,7 @@ BLOCKS = {
     "data.domain_mixer": "the weights of the mixture are fixed (data.domains)",
     "distributed.deepspeed": "DeepSpeed is a program for PyTorch; the training here is JAX's",
     "distributed.slurm": f"a launcher on a cluster {NOT_BUILT}",
-    "logging.wandb": "trackers are chosen apart from the training; see `dsv3lab config help tracking`",
-    "logging.tensorboard": "trackers are chosen apart from the training; see `dsv3lab config help tracking`",
+    "logging.wandb": "trackers are chosen apart from the training: tracking.also=[wandb]",
+    "logging.tensorboard": "trackers are chosen apart from the training: tracking.also=[tensorboard]",
 }
 """Groups of keys that are taken whole: nothing is done for them if they say `"enabled": false`, else they are refused."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dsv3lab.config import GateConfig, RunConfig, digest
+from dsv3lab.workbook import commands
 from dsv3lab.workbook.inputs import stage_config
 
 if TYPE_CHECKING:  # gates asks for its bounds, so this module only names its types
@@ -41,7 +42,8 @@ def bound(gate: GateConfig, *, config: RunConfig | None, device: "Device") -> Bo
         return Bound(threshold=gate.threshold, source=source)
     baseline = config.phase.baseline if config else None
     if config is None or baseline is None:
-        return Bound(threshold=None, source=source, lacking="no baseline was accepted yet (dsv3lab baseline accept)")
+        lacking = f"no baseline was accepted yet (`{commands.verb('baseline', 'accept')}`)"
+        return Bound(threshold=None, source=source, lacking=lacking)
     lacking = _incomparable(gate, config, device)
     if lacking:
         return Bound(threshold=None, source=source, lacking=f"the baseline of run {baseline.run} {lacking}")
