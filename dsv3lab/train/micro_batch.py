@@ -18,6 +18,7 @@ from dsv3lab.config import ConfigError
 
 SHARE = 0.8
 """Of the free memory, what a step may take: the rest is for validation, checkpoints and what the allocator cannot join."""
+UNKNOWN = "more than the compiler could have"
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -47,11 +48,16 @@ class Choice:
         """One line for each trial, and one for the choice."""
         rows = [
             f"micro-batch {one.micro_batch:>5}: "
-            + (f"{one.bytes / 2**20:>10,.0f} MiB" if one.bytes is not None else "more than the compiler had")
-            + (" fits" if one.fits else f" does not fit into {self.limit_bytes / 2**20:,.0f} MiB")
+            + (f"{one.bytes / 2**20:>10,.0f} MiB" if one.bytes is not None else UNKNOWN)
+            + self._verdict(one)
             for one in self.tried
         ]
         return [*rows, f"train.micro_batch=auto: {self.micro_batch} sequences at once"]
+
+    def _verdict(self, one: Tried) -> str:
+        if one.bytes is None:
+            return ""
+        return " fits" if one.fits else f" does not fit into {self.limit_bytes / 2**20:,.0f} MiB"
 
 
 def choose(
@@ -77,10 +83,11 @@ def choose(
         if tried[-1].fits:
             return Choice(micro_batch, tuple(tried), limit)
     least = tried[-1].bytes
+    allowed = f"and {limit / 2**20:,.0f} MiB ({SHARE:.0%} of what is free) may be used"
+    needed = UNKNOWN if least is None else f"{least / 2**20:,.0f} MiB, {allowed}"
     raise ConfigError(
-        f"train.micro_batch: one sequence at a time needs {'more' if least is None else f'{least / 2**20:,.0f} MiB'}, and "
-        f"{limit / 2**20:,.0f} MiB ({SHARE:.0%} of what is free) may be used; set train.remat=full, or take a smaller "
-        "model or data.sequence_length"
+        f"train.micro_batch: one sequence at a time needs {needed}; set train.remat=full, or take a smaller model or "
+        "data.sequence_length"
     )
 
 

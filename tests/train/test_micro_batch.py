@@ -32,7 +32,7 @@ def test_the_largest_divisor_that_fits_is_chosen(free: float, chosen: int, trial
 def test_the_table_shows_what_was_tried() -> None:
     found = micro_batch.choose(4, lambda size: None if size == 4 else needs(size), free_bytes=17 * MIB)
     assert found.table() == [
-        "micro-batch     4: more than the compiler had does not fit into 14 MiB",
+        "micro-batch     4: more than the compiler could have",
         "micro-batch     2:         16 MiB does not fit into 14 MiB",
         "micro-batch     1:         13 MiB fits",
         "train.micro_batch=auto: 1 sequences at once",
@@ -42,6 +42,11 @@ def test_the_table_shows_what_was_tried() -> None:
 def test_nothing_that_fits_is_refused_with_what_to_change() -> None:
     with pytest.raises(ConfigError, match=r"one sequence at a time needs 13 MiB, and 8 MiB \(80% .*train.remat=full"):
         micro_batch.choose(4, needs, free_bytes=10 * MIB)
+
+
+def test_a_compiler_that_never_had_enough_is_not_compared_with_the_limit() -> None:
+    with pytest.raises(ConfigError, match=r"needs more than the compiler could have; set train.remat=full"):
+        micro_batch.choose(4, lambda size: None, free_bytes=10 * MIB)
 
 
 def test_a_compiler_that_runs_out_of_memory_is_a_trial_that_failed() -> None:
