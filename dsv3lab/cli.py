@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 STATUSES = (
-    "0 promoted · 1 gate failed · 2 usage or configuration · 3 execution error · 4 upstream missing · 75 preempted"
+    "0 promoted · 1 gate failed · 2 usage or configuration · 3 execution error · 4 upstream missing · 75 preempted · "
+    "130 interrupted · 141 the reader closed the pipe"
 )
 
 
@@ -100,6 +101,25 @@ VERBS = {
 def main(argv: list[str] | None = None) -> int:
     """Run the verb that `argv` (default: the process's arguments) names; returns its exit status."""
     words = sys.argv[1:] if argv is None else argv
+    try:
+        try:
+            return _dispatch(words)
+        finally:
+            sys.stdout.flush()  # here, also where argparse ends the process: a reader that has gone is noticed below
+    except BrokenPipeError:
+        from dsv3lab.workbook.statuses import reader_gone
+
+        return reader_gone()
+    except KeyboardInterrupt:
+        print(f"dsv3lab {' '.join(words[:1])}: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        from dsv3lab.workbook.statuses import unforeseen
+
+        return unforeseen(error)
+
+
+def _dispatch(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(overview())
         return 0 if words else 2
@@ -114,23 +134,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{verb.summary}\n\nexample:\n  {verb.example}\n")
     module, function = verb.target.split(":")
     try:
-        status = getattr(importlib.import_module(module), function)(rest)
-        sys.stdout.flush()
-        return status
-    except BrokenPipeError:
-        from dsv3lab.workbook.statuses import reader_gone
-
-        return reader_gone()
+        return getattr(importlib.import_module(module), function)(rest)
     except ConfigError as error:
         print(f"dsv3lab {name}: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"dsv3lab {name}: interrupted", file=sys.stderr)
-        return 130
-    except Exception as error:
-        from dsv3lab.workbook.statuses import unforeseen
-
-        return unforeseen(error)
 
 
 def overview() -> str:

@@ -1,6 +1,7 @@
 """The command line: every verb is listed, loads late, and fails in one sentence."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +25,10 @@ def test_help_lists_every_verb_and_loads_nothing() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     *overview, last = done.stdout.splitlines()
     assert last == "0 []"
+    (statuses,) = [line for line in overview if line.startswith("exit status: ")]
+    readme = (ROOT / "README.md").read_text().partition("| exit status | means |")[2].partition("\n\n")[0]
+    promised = {number for row in readme.splitlines()[2:] for number in re.findall(r"\d+", row.split(" | ")[0])}
+    assert promised == {part.split()[0] for part in statuses.removeprefix("exit status: ").split(" · ")}
     for name, verb in cli.VERBS.items():
         assert any(line.split()[:1] == [name] and verb.summary in line for line in overview)
 
@@ -137,7 +142,14 @@ def test_a_child_is_told_to_stop(tmp_path: Path) -> None:
         assert process.wait(timeout=8) == 75
 
 
-@pytest.mark.parametrize("words", [["-m", "dsv3lab", "verify"], ["pipelines/phase1.py", "--plan"]])
+@pytest.mark.limit(60)  # five interpreters
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["-m", "dsv3lab", *words] for words in (["verify"], ["--help"], ["sweep", "--help"], [])),
+        ["pipelines/phase1.py", "--plan"],
+    ],
+)
 def test_a_reader_that_has_read_enough_is_no_error(tmp_path: Path, words: list[str]) -> None:
     """As in `dsv3lab verify | head -1`."""
     read, write = os.pipe()
