@@ -9,6 +9,7 @@ ARGS ?=
 
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+STUDIES := $(patsubst conf/studies/%.yaml,%,$(wildcard conf/studies/*.yaml))
 UV_PIN = $(shell sed -n 's/^uv==\([^ ;]*\).*/\1/p' constraints.txt)
 
 # Nothing that this project starts reports home.
@@ -29,8 +30,8 @@ run: $(STAMP) same-python ## all four phases (PRESET=long: 27 times the training
 	if [ $$status -ne 0 ]; then echo "make run: pipelines/all.py ended with exit status $$status (make itself exits 2)" >&2; fi; \
 	exit $$status
 
-study: $(STAMP) same-python ## the studies of many trainings, 30 to 60 minutes, resumable (ARGS: names, --plan, --save)
-	@$(PY) -m dsv3lab study $(ARGS)
+study: $(STAMP) same-python ## the studies of many trainings, 30 to 60 minutes, resumable (ARGS: names instead of all, --plan, --save)
+	@$(PY) -m dsv3lab study $(if $(filter $(STUDIES),$(ARGS)),,all) $(ARGS)
 
 test: $(STAMP) same-python lint ## lint, types, then the tests, with the lines they cover (ARGS: pytest arguments)
 	@$(PY) -m pytest -n $(JOBS) --dist loadfile $(if $(ARGS),$(ARGS),--cov --cov-report=term)

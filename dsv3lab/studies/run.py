@@ -41,6 +41,7 @@ from dsv3lab.workbook.progress import StageLine
 from dsv3lab.workbook.statuses import EXECUTION_ERROR, PREEMPTED, USAGE
 from dsv3lab.workbook.summary import shown
 
+ALL = "all"
 POLL_S = 0.2
 DESCRIPTION = """Run studies: many trainings that answer one question each. They have records of their own and never promote.
 The same command goes on after a kill; what has finished is not repeated."""
@@ -58,24 +59,29 @@ def main(argv: Sequence[str], *, conf: Path = CONF) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     names = study_names(conf)
-    parser.add_argument("words", nargs="*", metavar="NAME or key=value", help=f"{', '.join(names)} (default: all)")
+    parser.add_argument("words", nargs="*", metavar="NAME or key=value", help=f"{', '.join(names)}, or {ALL}")
     parser.add_argument("--profile", default="default", choices=PROFILES, help="ci: the size of tests")
     parser.add_argument("--plan", action="store_true", help="list the trainings with their cost and run nothing")
     parser.add_argument("--new", action="store_true", help="begin anew, whatever there is")
     parser.add_argument("--save", action="store_true", help="copy the result to benchmarks/results, to be committed")
     args = parser.parse_intermixed_args(argv)
     overrides = [word for word in args.words if "=" in word]
-    chosen = [word for word in args.words if "=" not in word] or names
-    for name in chosen:
-        if name not in names:
+    asked = [word for word in args.words if "=" not in word]
+    for name in asked:
+        if name not in (*names, ALL):
             raise ConfigError(f"no study '{name}'{nearest(name, names)}")
+    if not asked and (args.save or args.new):
+        raise ConfigError(f"name the studies ({', '.join(names)}), or {ALL}")
+    chosen = names if ALL in asked or not asked else asked
     if args.save and (args.profile != "default" or overrides):
         raise ConfigError("--save: only the study as it stands in conf/studies is committed; leave the others out")
     if args.save:
         results.refuse_uncommitted()  # now, and not after an hour
     studies = [trainings.read(name, profile=args.profile, overrides=overrides, conf=conf) for name in chosen]
-    if args.plan:
+    if args.plan or not asked:
         print("\n\n".join(map(outline, studies)))
+        if not asked and not args.plan:
+            print(f"\nnothing was started: name one, as in `{commands.verb('study', names[0])}`, or {ALL}")
         return 0
     try:
         for study in studies:

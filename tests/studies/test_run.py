@@ -3,6 +3,7 @@
 import ast
 import json
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,37 @@ def test_the_plan_runs_nothing(runs: Path, trainer: Trainer, capsys: pytest.Capt
     said = capsys.readouterr().out
     assert all(f"{name}:" in said for name in study_names()) and "predicted from the others" in said
     assert not trainer.ran and not (runs / "studies").exists()
+
+
+def test_without_a_name_the_plan_is_shown_and_how_to_start(
+    runs: Path, trainer: Trainer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["study", *CI]) == 0
+    said = capsys.readouterr().out
+    assert all(f"{name}:" in said for name in study_names())
+    assert said.splitlines()[-1].startswith("nothing was started: name one, as in `") and said.endswith("or all\n")
+    assert cli.main(["study", "--new", *CI]) == 2
+    assert "name the studies (balance, fp8, scaling), or all" in capsys.readouterr().err
+    assert not trainer.ran and not (runs / "studies").exists()
+    assert cli.main(["study", "all", *CI]) == 0 and trainer.ran
+    assert {path.parts[-3] for path in runs.glob("studies/*/*/result.json")} == set(study_names())
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ("", "all"),
+        ("--save", "all --save"),
+        ("fp8 --save", "fp8 --save"),
+        ("--plan", "all --plan"),
+        ("--profile ci balanse", "all --profile ci balanse"),  # which the verb refuses
+    ],
+)
+def test_make_study_means_all_unless_it_is_told_a_name(args: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / ".installed").write_text("")
+    command = ["make", "-n", "study", f"VENV={tmp_path}", f"ARGS={args}"]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert said.splitlines()[-1].split("study ")[1].split() == words.split()
 
 
 def test_a_study_of_seeds_pairs_and_averages_them(runs: Path, trainer: Trainer, tmp_path: Path) -> None:
@@ -243,7 +275,7 @@ def test_a_line_that_was_being_written_at_a_kill_never_counted(tmp_path: Path) -
 
 
 def test_a_study_never_promotes(runs: Path, trainer: Trainer) -> None:
-    assert run.main([*CI]) == 0
+    assert run.main(["all", *CI]) == 0
     assert {path.name for path in runs.iterdir()} == {"studies"}
     for path in (ROOT / "dsv3lab" / "studies").glob("*.py"):
         names = {node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)}
