@@ -14,6 +14,7 @@ from dsv3lab.workbook import chain as chains
 from dsv3lab.workbook import gates, pipeline, verify
 from dsv3lab.workbook import record as records
 from dsv3lab.workbook.compose import compose
+from tests.workbook import test_report_in_browser
 
 NOTEBOOKS = sorted((ROOT / "notebooks").rglob("*.ipynb"))
 STAGES = {
@@ -112,6 +113,21 @@ def test_every_cell_of_a_phase_runs_and_its_exact_gates_pass(number, runs, capsy
         assert content["status"] == "closed" and content["figures"]
         assert all(figure["axes"] for figure in content["figures"]), "the report names the units of every picture"
         assert _pictures(folder / stage.name / "executed.ipynb") == len(content["figures"])
+
+
+@pytest.mark.limit(120)
+def test_the_reports_of_the_phases_are_read_whole_on_a_screen_and_on_a_telephone(runs, tmp_path):
+    pages = sorted(runs.glob("phase*/2*/report.html"))
+    assert pages, "the phases run before, in this file"
+    for page in pages:
+        assert page.stat().st_size < 5_000_000
+    for (page, width), found in test_report_in_browser.measure_all(pages, tmp_path, widths=(1280, 390)).items():
+        where = f"{page.parent.parent.name}, {width} pixels"
+        assert test_report_in_browser.problems(found) == [], where
+        figures = json.loads("[" + ",".join(path.read_text() for path in page.parent.glob("*/stage.json")) + "]")
+        assert len(found["pictures"]) >= sum(len(stage["figures"]) for stage in figures) > 0
+        for picture in found["pictures"]:
+            assert picture["drawn"] and test_report_in_browser.without_unit(picture) == [], where
 
 
 @pytest.mark.limit(60)

@@ -18,7 +18,7 @@ const pictures = [...document.querySelectorAll("img, svg")].map((e) => ({
   drawn: e.tagName === "svg" || (e.complete && e.naturalWidth > 0),
   caption: e.closest("figure")?.querySelector("figcaption")?.textContent ?? "",
 }));
-parent.document.getElementById("measured").textContent = JSON.stringify({
+parent.document.getElementById(window.name).textContent = JSON.stringify({
   width: window.innerWidth,
   scrollWidth: document.documentElement.scrollWidth,
   outside: outside.map(name),
