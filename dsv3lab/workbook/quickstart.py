@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsv3lab.config import CONF, ConfigError, RunConfig, StageConfig, build, nearest, read_yaml, runs_dir
+from dsv3lab.config import CONF, ConfigError, DataConfig, RunConfig, StageConfig, build, nearest, read_yaml, runs_dir
 from dsv3lab.config.text import clock
 from dsv3lab.workbook import commands, doctor, pipeline
 from dsv3lab.workbook.arguments import PHASES
@@ -43,6 +43,8 @@ class Choice:
     seconds: float | None
     """Usual time of all phases; `None` where nobody knows it."""
     on_cpu: bool
+    data: str = ""
+    """What another data set than the profile's changes in that."""
 
     @property
     def command(self) -> str:
@@ -99,11 +101,13 @@ def _choose(args: argparse.Namespace, conf: Path, *, asks: bool) -> Choice:
     if profile in only_gpu:
         devices = [device for device in devices if device.name != "cpu"]
     device = _pick("device", devices, given=args.device, default=devices[0].name, asks=asks)
+    words = (f"profile={profile}", *([] if data == own else [f"data={data}"]))
     return Choice(
-        words=(f"profile={profile}", *([] if data == own else [f"data={data}"])),
+        words=words,
         platform="cpu" if device == "cpu" and not on_cpu else "",
         seconds=seconds[profile],
         on_cpu=device == "cpu",
+        data="" if data == own else _instead(profiles[profile].data, words, conf),
     )
 
 
@@ -189,6 +193,15 @@ def _seconds(stages: Mapping[str, StageConfig], config: RunConfig) -> float | No
     return None if math.isnan(total) else total
 
 
+def _instead(own: DataConfig, words: Sequence[str], conf: Path) -> str:
+    """What another data set changes in the time of a profile, which is known with its own alone."""
+    data = compose(words, conf=conf)[0].data
+    now, before = (sum(domain.max_bytes for domain in one.domains.values()) / 1e6 for one in (data, own))
+    change = "less" if now < before else "more" if now > before else "another time"
+    text = f"{now:.3g} MB of training text instead of {before:.3g} MB"
+    return f"that is with data={own.name}; data={data.name} takes {change} ({text})"
+
+
 def _usual(seconds: float | None) -> str:
     return "for a GPU, its time is not known yet" if seconds is None else f"about {clock(seconds)}"
 
@@ -201,6 +214,7 @@ def _cost(choice: Choice) -> list[str]:
     known = f", as earlier runs took here, or as conf/phase says of 2 CPU cores{where}"
     return [
         f"time:    {_usual(choice.seconds)}{'' if choice.seconds is None else known}",
+        *([f"         {choice.data}"] if choice.data else []),
         f"disk:    less than 1 GiB in {runs}; {free:.0f} GiB are free",
     ]
 

@@ -3,6 +3,7 @@
 import functools
 import os
 import pty
+import re
 import subprocess
 import sys
 import time
@@ -87,6 +88,7 @@ def test_three_questions_lead_to_a_command_that_is_started_when_confirmed(
     assert [question.split()[0] for question in asked] == ["profile,", "data,", "start"]  # one device: nothing to ask
     out = capsys.readouterr().out
     assert f"command: {commands.pipeline('all', 'profile=default', 'data=ci')}" in out
+    assert re.search(r"that is with data=local; data=ci takes less \(\S+ MB of training text instead of \S+ MB\)", out)
     for words in ("1  ci ", "3  long ", "device: cpu: 1 x cpu", "less than 1 GiB in", "GiB are free"):
         assert words in out
 
@@ -95,6 +97,7 @@ def test_enter_takes_the_defaults_but_does_not_start(at_terminal: Ask, started: 
     status, asked = at_terminal("", "", "")
     assert (status, started, len(asked)) == (0, [], 3)
     out = capsys.readouterr().out
+    assert "that is with" not in out
     assert out.endswith("nothing was started\n") and commands.pipeline("all", "profile=default") + "\n" in out
 
 
