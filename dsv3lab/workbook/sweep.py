@@ -80,7 +80,11 @@ def main(argv: Sequence[str], *, conf: Path = CONF) -> int:
     parser.add_argument("phase", choices=("1", "2", "3", "4"))
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, some with several values")
     parser.add_argument("--only", default="", metavar="STAGE", help="this stage and those of the phase that it reads")
-    parser.add_argument("--metric", default="", help="what is compared (default: that of the first gate on a loss)")
+    parser.add_argument(
+        "--metric",
+        default="",
+        help="what is compared: a gate's, or logged before (default: that of the first gate on a loss)",
+    )
     parser.add_argument(
         "--mode", choices=("min", "max"), default="", help="which is better (default: as its gate says)"
     )
