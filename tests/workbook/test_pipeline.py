@@ -217,6 +217,7 @@ def test_without_its_upstream_a_phase_is_4(tmp_path: Path, runs: Path, child: ty
     assert child.calls == [] and not list((runs / "phase2").glob("2*"))
 
 
+@pytest.mark.limit(40)  # three calls, each of which composes
 def test_a_profile_for_a_gpu_says_so_before_it_starts(
     runs: Path, conf: Path, child: type[InProcess], capsys: Any
 ) -> None:
