@@ -31,9 +31,7 @@ def fp8(outcomes: Outcomes, prediction: Mapping[str, Any] | None) -> Summary:
     pairs = _by_variant(outcomes)
     ours, base = ({one["seed"]: one for one in pairs[name]} for name in ("FP8", "BF16"))
     differences = {key: [ours[seed][key] / base[seed][key] - 1 for seed in base] for key in ("loss", "validation_loss")}
-    losses = [one["loss"] for one in base.values()]
-    spread = (max(losses) - min(losses)) / float(np.mean(losses))
-    allowed = max(FP8_FLOOR, min(spread, SPREAD_CAP))
+    spread, allowed = allowed_difference([one["loss"] for one in base.values()])
     distance = float(np.mean(np.abs(differences["loss"])))
     tokens = min(one["tokens"] for one in outcomes)
     return {
@@ -47,6 +45,12 @@ def fp8(outcomes: Outcomes, prediction: Mapping[str, Any] | None) -> Summary:
         "allowed": allowed,
         "within": distance <= allowed if tokens >= FP8_TOKENS else None,
     }
+
+
+def allowed_difference(losses: Sequence[float]) -> tuple[float, float]:
+    """The spread of the losses of BF16 seeds, relative to their mean, and how far FP8 may differ from them by it."""
+    spread = (max(losses) - min(losses)) / float(np.mean(losses))
+    return spread, max(FP8_FLOOR, min(spread, SPREAD_CAP))
 
 
 def scaling(outcomes: Outcomes, prediction: Mapping[str, Any] | None) -> Summary:

@@ -11,12 +11,9 @@ environment; a finished training is not repeated.
 """
 
 import argparse
-import contextlib
 import json
-import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -36,13 +33,20 @@ from dsv3lab.workbook import commands
 from dsv3lab.workbook.compose import dump
 from dsv3lab.workbook.files import new_name, read_json, utc_now
 from dsv3lab.workbook.inputs import code_sha256, read_environment, read_git, uncommitted
-from dsv3lab.workbook.process import BusyError, Interrupts, counted_interrupts, kernel_environment, locked
+from dsv3lab.workbook.process import (
+    BusyError,
+    Interrupts,
+    attend,
+    counted_interrupts,
+    kernel_environment,
+    last_line,
+    locked,
+)
 from dsv3lab.workbook.progress import StageLine
 from dsv3lab.workbook.statuses import EXECUTION_ERROR, PREEMPTED, USAGE
 from dsv3lab.workbook.summary import shown
 
 ALL = "all"
-POLL_S = 0.2
 DESCRIPTION = """Run studies: many trainings that answer one question each. They have records of their own and never promote.
 The same command goes on after a kill; what has finished is not repeated."""
 EPILOG = """example: dsv3lab study balance --save
@@ -213,7 +217,7 @@ class _Running:
         status = 0
         if not self.data:
             status = execute(["dsv3lab.data", "--config", str(config)], out=text, line=line, interrupts=self.interrupts)
-            self.data = "" if status else _last_line(text)
+            self.data = "" if status else _said(text)
         if not status and not self.interrupts.count:
             words = ["dsv3lab.train", "--config", str(config), "--data", self.data, "--directory", str(folder)]
             words += ["--summary", str(folder / "summary.json")]
@@ -221,7 +225,7 @@ class _Running:
         if status or not (folder / "summary.json").is_file():
             log.append(self.folder, "stopped", training=training.name, status=status, seconds=round(line.elapsed, 1))
             stopped = self.interrupts.count or status == PREEMPTED
-            said = "interrupted: run the same command again" if stopped else _last_line(text)
+            said = "interrupted: run the same command again" if stopped else _said(text)
             line.end("failed", f"{said} (log: {shown(text)})")
             return PREEMPTED if stopped else EXECUTION_ERROR
         one = self._keep(training, folder, seconds=line.elapsed)
@@ -275,27 +279,15 @@ class _Running:
 
 def execute(words: Sequence[str], *, out: Path, line: StageLine, interrupts: Interrupts) -> int:
     """Run `python -m` with `words` in a process of its own and pass signals on to it; returns its exit status."""
-    with open(out, "ab") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *words],
-            env=kernel_environment(runs_dir(), stage="study"),
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C reaches the study alone, which passes it on
-        )
-    passed = 0
-    while process.poll() is None:
-        line.update()
-        if interrupts.count > passed:
-            passed += 1
-            line.say(f"{interrupts.name}: asked it to save and end; a second signal kills it")
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGTERM if passed == 1 else signal.SIGKILL)
-        time.sleep(POLL_S)
-    return process.returncode
+    return attend(
+        [sys.executable, "-m", *words],
+        environment=kernel_environment(runs_dir(), stage="study"),
+        out=out,
+        line=line,
+        interrupts=interrupts,
+        second=signal.SIGKILL,
+    )
 
 
-def _last_line(path: Path) -> str:
-    lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1].strip() if lines else "its process said nothing"
+def _said(path: Path) -> str:
+    return last_line(path) or "its process said nothing"

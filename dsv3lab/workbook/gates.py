@@ -202,12 +202,14 @@ def evaluate(
     observed = aggregate(values, gate.aggregate)
     if observed is None:
         return result("error", f"no finite {gate.aggregate} of {gate.metric}")
-    trained = _trained(points)
-    needed = gate.requires.tokens
-    if needed is not None and trained is None:
-        return result("missing", f"needs {needed:,} tokens of training, and {TOKENS} does not say how many there were")
-    if needed is not None and trained is not None and trained < needed:
-        return result("skipped", f"needs {needed:,} tokens of training, had {trained:,.0f}")
+    if (needed := gate.requires.tokens) is not None:
+        trained = _trained(points)
+        if trained is None:
+            return result(
+                "missing", f"needs {needed:,} tokens of training, and {TOKENS} does not say how many there were"
+            )
+        if trained < needed:
+            return result("skipped", f"needs {needed:,} tokens of training, had {trained:,.0f}")
     if bound.threshold is None:
         return result("skipped", bound.lacking, observed)
     if holds(observed, gate.op, bound.threshold):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -161,21 +161,25 @@ def logged(prepared: Prepared, runs: Path) -> set[str]:
     phase = prepared.config.phase.name
     folders = [*runs.glob(f"{phase}/*"), *runs.glob(f"{FOLDER}/*/{phase}/*")]
     newest = sorted(folders, key=lambda folder: folder.name, reverse=True)[:LOOKED_AT]
-    return {point.name for run in newest for stage in prepared.order for point in _points(run / stage / METRICS)}
+    return set(_names(newest, prepared.order))
 
 
 def missing(metric: Metric, folders: Sequence[Path]) -> str:
     """What to say when no combination has logged the metric."""
-    logged: Mapping[str, None] = {
-        point.name: None for folder in folders for s in metric.stages for point in _points(folder / s / METRICS)
-    }
-    return f"no combination has logged '{metric.name}'{nearest(metric.name, logged)}" if logged else ""
+    found = _names(folders, metric.stages)
+    return f"no combination has logged '{metric.name}'{nearest(metric.name, found)}" if found else ""
 
 
 def _refuse_unknown(metric: str, gated: set[str], earlier: set[str]) -> None:
     if metric not in earlier:
         hint = nearest(metric, gated | earlier)
         raise ConfigError(f"--metric: no gate of these stages and no earlier run of them has '{metric}'{hint}")
+
+
+def _names(folders: Sequence[Path], stages: Sequence[str]) -> list[str]:
+    """The metrics that the stages have logged in run folders, once each, in the order of their files."""
+    points = [point for folder in folders for stage in stages for point in _points(folder / stage / METRICS)]
+    return list(dict.fromkeys(point.name for point in points))
 
 
 def _points(path: Path) -> list[gates.Point]:

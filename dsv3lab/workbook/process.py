@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -21,7 +21,10 @@ from typing import Any
 import psutil
 
 from dsv3lab.config import ROOT
+from dsv3lab.workbook.progress import StageLine
 
+POLL_S = 0.2
+"""How often `attend` looks whether its process has ended."""
 SCAN_S = 1.0
 """How often the processes below the executor are listed: they must be known before it dies to be found afterwards."""
 SAVE_GRACE_S = 120.0
@@ -94,6 +97,53 @@ class Child:
                 self._below |= set(process.children(recursive=True))
             except psutil.Error:
                 continue
+
+
+def attend(
+    command: Sequence[str],
+    *,
+    environment: Mapping[str, str],
+    out: Path,
+    line: StageLine,
+    interrupts: "Interrupts",
+    second: signal.Signals,
+) -> int:
+    """Run a command in a session of its own and pass signals on to it; returns its exit status.
+
+    Args:
+        command: the program and its arguments.
+        environment: all of its environment.
+        out: what it prints is added here.
+        line: kept up to date, and told of signals.
+        interrupts: those of this process. Ctrl-C reaches it alone.
+        second: what the second signal and those after it become; the first is always SIGTERM, which asks to save.
+    """
+    with open(out, "ab") as file:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    passed = 0
+    while process.poll() is None:
+        line.update()
+        if interrupts.count > passed:
+            passed += 1
+            line.say(f"{interrupts.name}: asked it to save and end; a second signal kills it")
+            process.send_signal(signal.SIGTERM if passed == 1 else second)
+        time.sleep(POLL_S)
+    return process.returncode
+
+
+def last_line(path: Path) -> str:
+    """The last line of what a process printed; empty if it printed nothing, or there is no such file."""
+    if not path.is_file():
+        return ""
+    lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1].strip() if lines else ""
 
 
 def kernel_environment(runs: Path, *, stage: str) -> dict[str, str]:

@@ -17,7 +17,6 @@ import os
 import re
 import signal
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -33,14 +32,13 @@ from dsv3lab.workbook.arguments import Prepared
 from dsv3lab.workbook.files import new_name, utc_now, write_atomic
 from dsv3lab.workbook.grid import FOLDER, Grid, Metric
 from dsv3lab.workbook.inputs import Inputs, changes, environment_changes, read_environment, read_inputs
-from dsv3lab.workbook.process import BusyError, Interrupts, counted_interrupts, locked
+from dsv3lab.workbook.process import BusyError, Interrupts, attend, counted_interrupts, last_line, locked
 from dsv3lab.workbook.progress import StageLine
 from dsv3lab.workbook.promotion import UpstreamError
 from dsv3lab.workbook.record import PhaseRecord, RecordError
 from dsv3lab.workbook.statuses import EXECUTION_ERROR, PREEMPTED, UPSTREAM_MISSING, USAGE
 from dsv3lab.workbook.summary import shown
 
-POLL_S = 0.2
 DESCRIPTION = """Run a phase with every combination of some values (Hydra's syntax: key=a,b or key=range(0,4)), each in a
 process of its own, and compare a metric. The records belong to the sweep: they build on no promotion and are never
 promoted. The same command again runs only what is missing."""
@@ -202,7 +200,7 @@ class _Sweep:
         try:
             one.record = records.read(one.folder)
         except RecordError:
-            one.problem = _last_line(log) or f"its process ended with status {status}"
+            one.problem = last_line(log) or f"its process ended with status {status}"
         wanted = [s for s in one.record.stages if s.name in one.prepared.order] if one.record else []
         broken = [stage for stage in wanted if not stage.finished]
         if broken:
@@ -280,26 +278,15 @@ class _Sweep:
 
 def execute(words: Sequence[str], *, log: Path, line: StageLine, interrupts: Interrupts) -> int:
     """Run one combination in a process of its own and pass signals on to it; returns its exit status."""
-    command = [sys.executable, "-m", "dsv3lab.workbook.combination", "--parent", str(os.getpid()), *words]
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    with open(log, "ab") as out:
-        process = subprocess.Popen(
-            command,
-            env={**os.environ, "PYTHONPATH": path, "DSV3LAB_RUNS": str(runs_dir())},
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C reaches the sweep alone, which passes it on
-        )
-    passed = 0
-    while process.poll() is None:
-        line.update()
-        if interrupts.count > passed:
-            passed += 1
-            line.say(f"{interrupts.name}: asked it to save and end; a second signal kills it")
-            process.send_signal(signal.SIGTERM)
-        time.sleep(POLL_S)
-    return process.returncode
+    return attend(
+        [sys.executable, "-m", "dsv3lab.workbook.combination", "--parent", str(os.getpid()), *words],
+        environment={**os.environ, "PYTHONPATH": path, "DSV3LAB_RUNS": str(runs_dir())},
+        out=log,
+        line=line,
+        interrupts=interrupts,
+        second=signal.SIGTERM,  # which it counts, too, and kills its stage
+    )
 
 
 def _earlier(folder: Path) -> list[tuple[Path, PhaseRecord]]:
@@ -339,10 +326,3 @@ def _usual(combinations: Sequence[Combination], one: Combination | None = None) 
 def _gates(one: Combination) -> str:
     results = [r for s in one.record.stages if s.name in one.prepared.order for r in s.results] if one.record else []
     return f"{sum(result.status == 'pass' for result in results)}/{len(results)}"
-
-
-def _last_line(log: Path) -> str:
-    if not log.is_file():
-        return ""
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1].strip() if lines else ""
