@@ -1,6 +1,5 @@
 """Two short trainings side by side: with the MTP modules and without, the same start and the same batches."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +13,7 @@ from dsv3lab.config import RunConfig
 from dsv3lab.model import DeepSeek
 from dsv3lab.train.loop import execution_of
 from dsv3lab.train.step import TrainState, train_step
+from dsv3lab.train.turns import in_turns
 
 
 @dataclass(frozen=True)
@@ -64,21 +64,20 @@ def with_and_without_mtp(
     def step(state: TrainState, windows: Int[Array, "batch seq_plus_one"]) -> tuple[TrainState, dict[str, Array]]:
         return train_step(state, windows, config=train, sequence_length=length, execution=execution)
 
-    models = (model, replace(model, mtp=()))
-    states = [TrainState.of(one, train, sequence_length=length) for one in models]
+    models = {True: model, False: replace(model, mtp=())}
+    states = {modules: TrainState.of(one, train, sequence_length=length) for modules, one in models.items()}
     windows = jnp.asarray(dataset.batch_at(0, batch_size=batch))
-    programs = [jax.jit(step).lower(state, windows).compile() for state in states]
-    rows: tuple[list[Any], list[Any]] = ([], [])
+    programs = {modules: jax.jit(step).lower(state, windows).compile() for modules, state in states.items()}
+    rows: list[dict[bool, tuple[Any, ...]]] = []
     observe(0, model)
-    for index in range(steps):
-        windows = jnp.asarray(dataset.batch_at(index, batch_size=batch))
-        for side, program in enumerate(programs):
-            started = time.perf_counter()
-            states[side], metrics = program(states[side], windows)
-            seen = jax.device_get((metrics["loss"], metrics["mtp_loss"]))
-            rows[side].append((*seen, time.perf_counter() - started))
-        if (index + 1) % every == 0 or index + 1 == steps:
-            observe(index + 1, states[0].model)
-            progress(f"step {index + 1}: loss {rows[0][-1][0]:.3f} with MTP, {rows[1][-1][0]:.3f} without")
-    with_mtp, without = (Side(*np.array(side, np.float64).T) for side in rows)
+    for done, row in in_turns(programs, states, dataset, batch_size=batch, steps=steps, read=_losses):
+        rows.append(row)
+        if done % every == 0 or done == steps:
+            observe(done, states[True].model)
+            progress(f"step {done}: loss {row[True][0]:.3f} with MTP, {row[False][0]:.3f} without")
+    with_mtp, without = (Side(*np.array([row[modules] for row in rows], np.float64).T) for modules in models)
     return with_mtp, without
+
+
+def _losses(metrics: dict[str, Array]) -> tuple[Array, Array]:
+    return metrics["loss"], metrics["mtp_loss"]

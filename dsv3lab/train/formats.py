@@ -1,6 +1,5 @@
 """Trainings in several number formats side by side: the same batches, and the same start where the seed is the same."""
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +12,7 @@ from jaxtyping import Array, Int
 from dsv3lab.config import PrecisionConfig, RunConfig
 from dsv3lab.train.loop import execution_of
 from dsv3lab.train.step import TrainState, train_step
+from dsv3lab.train.turns import in_turns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,15 +76,16 @@ def compare_formats(
     }
     states = {name: starts[one.seed] for name, one in formats.items()}
     first, windows = next(iter(starts.values())), jnp.asarray(dataset.batch_at(0, batch_size=batch))
-    programs = {precision: program(precision, first, windows) for precision in {f.precision for f in formats.values()}}
-    rows: dict[str, list[tuple[float, float]]] = {name: [] for name in formats}
-    for index in range(steps):
-        windows = jnp.asarray(dataset.batch_at(index, batch_size=batch))
-        for name, one in formats.items():
-            started = time.perf_counter()
-            states[name], metrics = programs[one.precision](states[name], windows)
-            rows[name].append((float(metrics["loss"]), time.perf_counter() - started))
-        if (index + 1) % max(1, steps // 10) == 0 or index + 1 == steps:
-            losses = ", ".join(f"{name} {row[-1][0]:.3f}" for name, row in rows.items())
-            progress(f"step {index + 1}/{steps}: loss {losses}")
-    return {name: Trace(*np.array(row, np.float64).T) for name, row in rows.items()}
+    compiled = {precision: program(precision, first, windows) for precision in {f.precision for f in formats.values()}}
+    programs = {name: compiled[one.precision] for name, one in formats.items()}
+    rows: list[dict[str, tuple[Any, ...]]] = []
+    for done, row in in_turns(programs, states, dataset, batch_size=batch, steps=steps, read=_loss):
+        rows.append(row)
+        if done % max(1, steps // 10) == 0 or done == steps:
+            losses = ", ".join(f"{name} {loss:.3f}" for name, (loss, _) in row.items())
+            progress(f"step {done}/{steps}: loss {losses}")
+    return {name: Trace(*np.array([row[name] for row in rows], np.float64).T) for name in formats}
+
+
+def _loss(metrics: dict[str, Array]) -> tuple[Array]:
+    return (metrics["loss"],)

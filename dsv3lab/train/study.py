@@ -1,6 +1,5 @@
 """Short trainings side by side: the same batches, and only what a variant names differs."""
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from dsv3lab.config import ModelConfig, RunConfig
 from dsv3lab.train.loop import execution_of, use_compilation_cache
 from dsv3lab.train.step import TrainState, train_step
+from dsv3lab.train.turns import in_turns
 
 Weights = Float[Array, " 3"]
 
@@ -101,15 +101,19 @@ def compare(
             programs[one.model] = jax.jit(step).lower(states[name], windows, weights[name]).compile()
             progress(f"compiled the model of '{name}'")
 
-    rows: dict[str, list[Any]] = {name: [] for name in variants}
-    for index in range(steps):
-        windows = jnp.asarray(dataset.batch_at(index, batch_size=batch))
-        for name, one in variants.items():
-            started = time.perf_counter()
-            states[name], metrics, bias = programs[one.model](states[name], windows, weights[name])
-            seen = jax.device_get((metrics["loss"], metrics["maxvio"], metrics["loads"], bias))
-            rows[name].append((*seen, time.perf_counter() - started))
-        if (index + 1) % max(1, steps // 5) == 0:
-            losses = [row[-1][0] for row in rows.values()]
-            progress(f"step {index + 1} of {steps}: losses {min(losses):.3f} to {max(losses):.3f}")
-    return {name: History(*map(np.stack, zip(*row, strict=True))) for name, row in rows.items()}
+    turns = {name: _weighed(programs[one.model], weights[name]) for name, one in variants.items()}
+    rows: list[dict[str, tuple[Any, ...]]] = []
+    for done, row in in_turns(turns, states, dataset, batch_size=batch, steps=steps, read=_seen):
+        rows.append(row)
+        if done % max(1, steps // 5) == 0:
+            losses = [one[0] for one in row.values()]
+            progress(f"step {done} of {steps}: losses {min(losses):.3f} to {max(losses):.3f}")
+    return {name: History(*map(np.stack, zip(*(row[name] for row in rows), strict=True))) for name in variants}
+
+
+def _weighed(program: Callable[..., Any], weights: Weights) -> Callable[..., Any]:
+    return lambda state, windows: program(state, windows, weights)
+
+
+def _seen(metrics: dict[str, Array], bias: Array) -> tuple[Array, ...]:
+    return metrics["loss"], metrics["maxvio"], metrics["loads"], bias
