@@ -159,7 +159,7 @@ def run_config(
             moe_seeds=1,
             mtp_steps=2,
             museum_steps=1,
-            museum_lessons=0,
+            museum_programs=0,
             fp8_steps=2,
             resume_steps=4,
             parallel_steps=1,

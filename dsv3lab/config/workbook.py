@@ -222,7 +222,9 @@ class ProfileConfig:
     moe_seeds: int = within(1, unit="seeds", doc="seeds of each of its expert layouts")
     mtp_steps: int = within(2, unit="steps", doc="optimizer steps with MTP and without in phase 1")
     museum_steps: int = within(1, unit="steps", doc="optimizer steps with each mistake of the museum in phase 1")
-    museum_lessons: int = within(0, doc="mistakes that are trained with, beside the right code")
+    museum_programs: int = within(
+        0, doc="mistakes that are trained with in a program of their own, beside the one for all others"
+    )
     fp8_steps: int = within(2, unit="steps", doc="optimizer steps in each number format in phase 1")
     resume_steps: int = within(4, unit="steps", doc="optimizer steps of the kill-and-resume run in phase 2")
     parallel_steps: int = within(1, unit="steps", doc="optimizer steps compared between one device and many in phase 3")

@@ -8,7 +8,7 @@ and the model holds no switch.
 import importlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.abc import Loader, MetaPathFinder
@@ -21,6 +21,7 @@ from typing import Any
 import jax
 
 from dsv3lab.config import ROOT, ModelConfig
+from dsv3lab.museum.switch import NAME, Switch
 from dsv3lab.museum.table import Mistake
 
 PACKAGE = ROOT / "dsv3lab"
@@ -31,12 +32,13 @@ BARE = ("", "train")
 
 @dataclass(frozen=True)
 class Patched:
-    """The rooms of one mistake; `None` as the mistake: a second copy of the right code.
+    """The rooms of one mistake; `None` as the mistake: a second copy of the right code, or one with a `switch`.
 
     model: as `dsv3lab.model`.
     fp8: as `dsv3lab.model.fp8`.
     losses: as `dsv3lab.train.losses`.
     step: as `dsv3lab.train.step`.
+    switch: what chooses among several mistakes at run time; `None`: the copy is what it is.
     """
 
     mistake: Mistake | None
@@ -44,6 +46,7 @@ class Patched:
     fp8: Any
     losses: Any
     step: Any
+    switch: Switch | None = None
 
     def adopt(self, model: Any, config: ModelConfig) -> Any:
         """The arrays of a right `model` of `config` in the classes of this copy."""
@@ -57,11 +60,31 @@ def load(mistake: Mistake | None) -> Patched:
     Raises:
         ValueError: if the text that the mistake replaces does not stand exactly once in its file.
     """
-    alias = "dsv3lab_with_" + ("no_mistake" if mistake is None else mistake.name)
-    with _finding(_Finder(alias, mistake)):
+    return _copy("no_mistake" if mistake is None else mistake.name, mistake, None)
+
+
+def load_switched(mistakes: Sequence[Mistake]) -> Patched:
+    """A copy with all of `mistakes` in it, whose `switch` says which one is made.
+
+    Raises:
+        ValueError: if a text that a mistake replaces does not stand exactly once in its file, or is no expression.
+    """
+    for mistake in mistakes:
+        source(ROOT / mistake.file, mistake)
+        if not mistake.is_argument:
+            raise ValueError(f"mistake '{mistake.name}' cannot be chosen at run time: it changes more than a value")
+    return _copy("a_switch", None, Switch(mistakes))
+
+
+def _copy(name: str, mistake: Mistake | None, switch: Switch | None) -> Patched:
+    alias = f"dsv3lab_with_{name}"
+    if switch is not None:
+        for module in [module for module in sys.modules if module.partition(".")[0] == alias]:
+            del sys.modules[module]  # another switch has other texts
+    with _finding(_Finder(alias, mistake, switch)):
         model, fp8 = (importlib.import_module(f"{alias}.{name}") for name in ("model", "model.fp8"))
         losses, step = (importlib.import_module(f"{alias}.train.{name}") for name in ("losses", "step"))
-    return Patched(mistake, model, fp8, losses, step)
+    return Patched(mistake, model, fp8, losses, step, switch)
 
 
 def source(path: Path, mistake: Mistake | None) -> str:
@@ -87,6 +110,7 @@ class _Finder(MetaPathFinder, Loader):
 
     alias: str
     mistake: Mistake | None
+    switch: Switch | None
 
     def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
         del path, target
@@ -103,7 +127,11 @@ class _Finder(MetaPathFinder, Loader):
         path = Path(str(module.__file__))
         if module.__name__.partition(".")[2] in BARE:
             return
-        text = OURS.sub(rf"{self.alias}.\1", source(path, self.mistake))
+        text = source(path, self.mistake)
+        if self.switch is not None:
+            text = self.switch.text(path.relative_to(ROOT).as_posix(), text)
+            module.__dict__[NAME] = self.switch
+        text = OURS.sub(rf"{self.alias}.\1", text)
         exec(compile(text, str(path), "exec", dont_inherit=True), module.__dict__)
 
 

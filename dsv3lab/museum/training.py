@@ -1,4 +1,4 @@
-"""A short training with a mistake: what the loss says of it."""
+"""Short trainings with a mistake: what the loss says of it."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,38 +10,60 @@ import numpy as np
 from dsv3lab.museum.patched import Patched
 from dsv3lab.museum.probe import Specimen
 
+RIGHT, MOVED = "the right code", "the right code, weights moved by a millionth"
+"""Trainings without a mistake. The second says how far rounding alone takes two trainings apart."""
+FEW_STEPS = 10
+"""Up to as many steps a program is sooner run than optimised."""
+
 
 @dataclass(frozen=True)
 class Lesson:
     """What one short training went through.
 
     loss: next-token loss, nats per token [steps].
-    maxvio: mean over layers of MaxVio [steps].
+    mtp_loss: loss of multi-token prediction, without lambda, nats per token [steps].
+    maxvio: mean over layers of MaxVio [steps], computed by the trained code itself.
     """
 
     loss: np.ndarray
+    mtp_loss: np.ndarray
     maxvio: np.ndarray
 
 
-def train(copy: Patched, specimen: Specimen, batches: np.ndarray) -> Lesson:
+def train(copy: Patched, specimen: Specimen, batches: np.ndarray) -> dict[str, Lesson]:
     """Train the specimen with the code of `copy` on `batches` [steps, batch, seq + 1], at the peak learning rate.
 
-    All steps are one program, compiled without costly passes, since it runs once.
-    """
-    length = batches.shape[-1] - 1
-    config = replace(specimen.at_peak, micro_batch=None, batch_size=batches.shape[1])
-    model = copy.adopt(specimen.model, specimen.config)
-    state = copy.step.TrainState.of(model, config, sequence_length=length)
+    All steps are one program, and so are all mistakes of a `copy.switch`: it takes the number of the mistake as an
+    argument. Each batch is taken in two micro-batches, which some mistakes need.
 
-    def run(state: Any, batches: Any) -> Any:
+    Returns:
+        with a switch: the lessons `RIGHT`, `MOVED`, and one for each mistake by its name; without: one, by the name of
+        the copy's mistake, or `RIGHT`.
+    """
+    switch, length = copy.switch, batches.shape[-1] - 1
+    config = replace(specimen.at_peak, micro_batch=batches.shape[1] // 2, batch_size=batches.shape[1])
+
+    def run(number: Any, model: Any, batches: Any) -> Any:
         def one(state: Any, windows: Any) -> Any:
             state, metrics = copy.step.train_step(state, windows, config=config, sequence_length=length)
-            return state, (metrics["loss"], jnp.mean(metrics["maxvio"]))
+            return state, (metrics["loss"], metrics["mtp_loss"], jnp.mean(metrics["maxvio"]))
 
-        return jax.lax.scan(one, state, batches)[1]
+        start = copy.step.TrainState.of(model, config, sequence_length=length)
+        if switch is None:
+            return jax.lax.scan(one, start, batches)[1]
+        with switch.set_to(number):
+            return jax.lax.scan(one, start, batches)[1]
 
     options: Any = {}
     if jax.default_backend() == "cpu":
-        options["compiler_options"] = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    loss, maxvio = jax.device_get(jax.jit(run, **options)(state, jnp.asarray(batches)))
-    return Lesson(loss=loss, maxvio=maxvio)
+        options["compiler_options"] = {"xla_backend_optimization_level": 0 if len(batches) <= FEW_STEPS else 1}
+    compiled, right = jax.jit(run, **options), copy.adopt(specimen.model, specimen.config)
+
+    def lesson(number: int, model: Any = right) -> Lesson:
+        return Lesson(*jax.device_get(compiled(jnp.int32(number), model, jnp.asarray(batches))))
+
+    if switch is None:
+        return {RIGHT if copy.mistake is None else copy.mistake.name: lesson(-1)}
+    moved = jax.tree.map(lambda leaf: leaf * (1 + 1e-6), right)
+    by_name = {mistake.name: lesson(number) for number, mistake in enumerate(switch.mistakes)}
+    return {RIGHT: lesson(-1), MOVED: lesson(-1, moved), **by_name}

@@ -10,6 +10,7 @@ from dsv3lab.plots.curves import panels as panels
 from dsv3lab.plots.curves import strips as strips
 from dsv3lab.plots.roofline import roofline as roofline
 from dsv3lab.plots.studies import bands as bands
+from dsv3lab.plots.studies import multiples as multiples
 from dsv3lab.plots.studies import power_law as power_law
 from dsv3lab.plots.style import COLOURS as COLOURS
 from dsv3lab.plots.style import png as png

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from dsv3lab.plots.style import COLOURS, figure, style
+from dsv3lab.plots.style import COLOURS, DPI, SIZE, figure, style
 
 
 def bands(
@@ -47,6 +47,52 @@ def bands(
             axes.set_yscale("log")
         axes.set(title=title, xlabel=x, ylabel=y)
         axes.legend()
+    return made
+
+
+def multiples(
+    xs: Sequence[float],
+    series: Mapping[str, Sequence[float]],
+    *,
+    title: str,
+    x: str,
+    y: str,
+    control: Sequence[float],
+    columns: int = 4,
+) -> Figure:
+    """Differences around zero, a small panel for each over the same axes, with the difference that means nothing in grey.
+
+    The vertical axis is linear as far as `control` reaches and logarithmic beyond. Values that are not finite leave gaps.
+
+    Args:
+        xs: where the values stand.
+        series: name -> values, one for each of `xs`.
+        title: what the reader should see.
+        x: what `xs` are, with their unit.
+        y: what the values are, with their unit.
+        control: values of what should make no difference, drawn into every panel.
+        columns: panels in a row.
+    """
+    for name, ys in {**series, "control": control}.items():
+        if len(xs) != len(ys):
+            raise ValueError(f"series '{name}': {len(xs)} x values and {len(ys)} y values")
+    rows = -(-len(series) // columns)
+    with style():
+        made = Figure(figsize=(SIZE[0], 0.9 + 0.95 * rows), dpi=DPI, layout="constrained")
+        grid = made.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        marker = "o" if len(xs) < 2 else None
+        for axes, (name, ys) in zip(grid.ravel(), series.items(), strict=False):
+            axes.plot(xs, control, color="#999999", linewidth=1.0, linestyle="-", marker=marker)
+            axes.plot(xs, np.where(np.isfinite(ys), ys, np.nan), color=COLOURS[0], linestyle="-", marker=marker)
+            axes.set_title(name, fontsize=8)
+            axes.tick_params(labelsize=7)
+        for axes in grid.ravel()[len(series) :]:
+            axes.set_visible(False)
+        reach = max(float(np.max(np.abs(np.asarray(control, dtype=float)))), 1e-6)
+        grid[0, 0].set_yscale("symlog", linthresh=reach)
+        made.suptitle(title, fontsize=11, x=0.01, ha="left")
+        made.supxlabel(x, fontsize=9)
+        made.supylabel(y, fontsize=9)
     return made
 
 

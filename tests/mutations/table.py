@@ -16,7 +16,7 @@ FEW_TOKENS, SOME_TOKENS = "train.tokens=24576", "train.tokens=409600"
 # One layer, and so few steps that the gate on the loss is skipped.
 FEW_FP8_STEPS = ("profile.fp8_steps=4", "study.fp8.layers=1", "study.fp8.seeds=2")
 
-MUSEUM_SHORT = ("profile.museum_steps=1", "profile.museum_lessons=0")
+MUSEUM_SHORT = ("profile.museum_steps=1", "profile.museum_programs=0")
 
 
 @dataclass(frozen=True, kw_only=True)
