@@ -11,7 +11,7 @@ from dsv3lab.museum.probe import look as look
 from dsv3lab.museum.table import MISTAKES as MISTAKES
 from dsv3lab.museum.table import ROOMS as ROOMS
 from dsv3lab.museum.table import Mistake as Mistake
-from dsv3lab.museum.training import MOVED as MOVED
+from dsv3lab.museum.training import OTHERS as OTHERS
 from dsv3lab.museum.training import RIGHT as RIGHT
 from dsv3lab.museum.training import Lesson as Lesson
 from dsv3lab.museum.training import train as train

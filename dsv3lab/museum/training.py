@@ -10,8 +10,9 @@ import numpy as np
 from dsv3lab.museum.patched import Patched
 from dsv3lab.museum.probe import Specimen
 
-RIGHT, MOVED = "the right code", "the right code, weights moved by a millionth"
-"""Trainings without a mistake. The second says how far rounding alone takes two trainings apart."""
+RIGHT = "the right code"
+OTHERS = tuple(f"{RIGHT} from other weights, draw {number}" for number in (1, 2, 3))
+"""Trainings without a mistake, too: how far apart the losses of right code are."""
 FEW_STEPS = 10
 """Up to as many steps a program is sooner run than optimised."""
 
@@ -29,6 +30,11 @@ class Lesson:
     mtp_loss: np.ndarray
     maxvio: np.ndarray
 
+    @property
+    def both(self) -> np.ndarray:
+        """Next-token and MTP loss together, so that a mistake in either shows [steps]."""
+        return self.loss + self.mtp_loss
+
 
 def train(copy: Patched, specimen: Specimen, batches: np.ndarray) -> dict[str, Lesson]:
     """Train the specimen with the code of `copy` on `batches` [steps, batch, seq + 1], at the peak learning rate.
@@ -37,8 +43,8 @@ def train(copy: Patched, specimen: Specimen, batches: np.ndarray) -> dict[str, L
     argument. Each batch is taken in two micro-batches, which some mistakes need.
 
     Returns:
-        with a switch: the lessons `RIGHT`, `MOVED`, and one for each mistake by its name; without: one, by the name of
-        the copy's mistake, or `RIGHT`.
+        with a switch: the lessons `RIGHT` and `OTHERS`, and one for each mistake by its name; without: one, by the name
+        of the copy's mistake, or `RIGHT`.
     """
     switch, length = copy.switch, batches.shape[-1] - 1
     config = replace(specimen.at_peak, micro_batch=batches.shape[1] // 2, batch_size=batches.shape[1])
@@ -59,11 +65,23 @@ def train(copy: Patched, specimen: Specimen, batches: np.ndarray) -> dict[str, L
         options["compiler_options"] = {"xla_backend_optimization_level": 0 if len(batches) <= FEW_STEPS else 1}
     compiled, right = jax.jit(run, **options), copy.adopt(specimen.model, specimen.config)
 
+    # Adopted once: another copy of the static fields would be another program.
     def lesson(number: int, model: Any = right) -> Lesson:
         return Lesson(*jax.device_get(compiled(jnp.int32(number), model, jnp.asarray(batches))))
 
     if switch is None:
         return {RIGHT if copy.mistake is None else copy.mistake.name: lesson(-1)}
-    moved = jax.tree.map(lambda leaf: leaf * (1 + 1e-6), right)
+    batch, seed = specimen.windows.shape[0], specimen.train.seed
+    drawn = [
+        Specimen.draw(
+            specimen.config, replace(specimen.train, seed=seed + number), batch=batch, sequence_length=length
+        ).model
+        for number, _ in enumerate(OTHERS, start=1)
+    ]
+    structure = jax.tree.structure(right)
+    others = {
+        name: lesson(-1, jax.tree.unflatten(structure, jax.tree.leaves(model)))
+        for name, model in zip(OTHERS, drawn, strict=True)
+    }
     by_name = {mistake.name: lesson(number) for number, mistake in enumerate(switch.mistakes)}
-    return {RIGHT: lesson(-1), MOVED: lesson(-1, moved), **by_name}
+    return {RIGHT: lesson(-1), **others, **by_name}

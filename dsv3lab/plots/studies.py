@@ -57,10 +57,10 @@ def multiples(
     title: str,
     x: str,
     y: str,
-    control: Sequence[float],
+    control: Sequence[Sequence[float]],
     columns: int = 4,
 ) -> Figure:
-    """Differences around zero, a small panel for each over the same axes, with the difference that means nothing in grey.
+    """Differences around zero, a small panel for each over the same axes, with differences that mean nothing in grey.
 
     The vertical axis is linear as far as `control` reaches and logarithmic beyond. Values that are not finite leave gaps.
 
@@ -70,10 +70,11 @@ def multiples(
         title: what the reader should see.
         x: what `xs` are, with their unit.
         y: what the values are, with their unit.
-        control: values of what should make no difference, drawn into every panel.
+        control: curves of what makes no difference, drawn into every panel.
         columns: panels in a row.
     """
-    for name, ys in {**series, "control": control}.items():
+    grey = {f"control {number}": ys for number, ys in enumerate(control)}
+    for name, ys in {**series, **grey}.items():
         if len(xs) != len(ys):
             raise ValueError(f"series '{name}': {len(xs)} x values and {len(ys)} y values")
     rows = -(-len(series) // columns)
@@ -82,7 +83,8 @@ def multiples(
         grid = made.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         marker = "o" if len(xs) < 2 else None
         for axes, (name, ys) in zip(grid.ravel(), series.items(), strict=False):
-            axes.plot(xs, control, color="#999999", linewidth=1.0, linestyle="-", marker=marker)
+            for plain in control:
+                axes.plot(xs, plain, color="#aaaaaa", linewidth=0.8, linestyle="-", marker=marker)
             axes.plot(xs, np.where(np.isfinite(ys), ys, np.nan), color=COLOURS[0], linestyle="-", marker=marker)
             axes.set_title(name, fontsize=8)
             axes.tick_params(labelsize=7)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 
 import dsv3lab as dl
 from dsv3lab.config import ROOT
-from dsv3lab.museum import MISTAKES, Mistake, Specimen, difference, load, look
+from dsv3lab.museum import MISTAKES, Mistake, Specimen, difference, load, load_switched, look
 from dsv3lab.museum.patched import source
 from dsv3lab.workbook.process import machine
 from tests.builders import train_config
@@ -23,8 +24,12 @@ NAMES = [mistake.name for mistake in MISTAKES]
 
 
 def test_names_are_unique_and_every_mistake_has_its_source() -> None:
-    assert len(set(NAMES)) == len(NAMES) >= 15
-    assert all(mistake.title and mistake.why and mistake.source for mistake in MISTAKES)
+    assert len(set(NAMES)) == len(NAMES)
+    assert all(mistake.title and mistake.why and mistake.room for mistake in MISTAKES)
+    published = [mistake for mistake in MISTAKES if mistake.published]
+    assert len(published) >= 15
+    for mistake in published:
+        assert re.search(r"#\d+|at [0-9a-f]{8}", mistake.source), f"{mistake.name}: no issue, pull request or commit"
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=NAMES)
@@ -102,3 +107,23 @@ def test_the_copy_without_a_mistake_computes_what_the_package_computes(specimen:
     assert difference(np.asarray(specimen.model.unembed(output.hidden)), seen["logits"]) < 1e-5
     np.testing.assert_array_equal(output.loads, seen["loads"])
     assert type(load(None).adopt(specimen.model, specimen.config)) is not type(specimen.model)
+
+
+@pytest.mark.limit(60)  # compiles every operation of the model once, if it is run alone
+def test_a_switch_makes_the_mistake_that_its_number_says_and_no_other(specimen: Specimen) -> None:
+    # A value, a number of the configuration, a text within another, one of several outputs, a function.
+    kinds = ("zero_mask", "no_mscale", "wrong_mscale", "rope_first", "mtp_pre_norm", "sign_before_sum")
+    mistakes = [mistake for mistake in MISTAKES if mistake.is_argument]
+    copy = load_switched(mistakes)
+    assert copy.switch is not None
+    right = look(load(None), specimen)
+    for mistake in (mistake for mistake in mistakes if mistake.name in kinds):
+        for number, wanted in ((mistakes.index(mistake), look(load(mistake), specimen)), (-1, right)):
+            with copy.switch.set_to(number):
+                seen = look(replace(copy, mistake=mistake), specimen)
+            assert max(difference(wanted[name], value) for name, value in seen.items()) < 1e-6, (mistake.name, number)
+
+
+def test_only_a_value_can_be_switched() -> None:
+    with pytest.raises(ValueError, match="'bias_trained' cannot be chosen at run time"):
+        load_switched([mistake for mistake in MISTAKES if mistake.name == "bias_trained"])

@@ -61,7 +61,7 @@ FIGURES: dict[str, Figure] = {
         y="y",
     ),
     "multiples": plots.multiples(
-        [1, 2], {name: [0.0, float(name)] for name in "12345"}, title="t", x="x", y="y", control=[0.0, 0.1]
+        [1, 2], {name: [0.0, float(name)] for name in "12345"}, title="t", x="x", y="y", control=[[0.0, 0.1]]
     ),
     "wide": plots.matrix([[1.0, np.nan, 3.0]], title="t", x="x", y="y", unit="u"),
 }
@@ -139,7 +139,7 @@ def test_loss_leaves_gaps_where_nothing_is_finite() -> None:
 
 def test_multiples_draw_the_control_and_one_curve_into_each_panel_and_leave_gaps() -> None:
     made = plots.multiples(
-        [1, 2], {"a": [0.5, float("nan")], "b": [0.0, 0.0]}, title="t", x="x", y="y", control=[0.0, 0.1], columns=3
+        [1, 2], {"a": [0.5, float("nan")], "b": [0.0, 0.0]}, title="t", x="x", y="y", control=[[0.0, 0.1]], columns=3
     )
     assert [axes.get_title() for axes in made.axes if axes.get_visible()] == ["a", "b"]
     grey, blue = made.axes[0].lines
@@ -150,7 +150,7 @@ def test_multiples_draw_the_control_and_one_curve_into_each_panel_and_leave_gaps
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: plots.multiples([1], {"a": [1.0, 2.0]}, title="t", x="x", y="y", control=[0.0]),
+        lambda: plots.multiples([1], {"a": [1.0, 2.0]}, title="t", x="x", y="y", control=[[0.0]]),
         lambda: plots.lines({"a": ([1], [1.0, 2.0])}, title="t", x="x", y="y"),
         lambda: plots.heat(np.ones((2, 3)), steps=[1], title="t"),
         lambda: plots.matrix(np.ones(3), title="t", x="x", y="y", unit="u"),
