@@ -141,7 +141,7 @@ def test_multiples_draw_the_control_and_one_curve_into_each_panel_and_leave_gaps
     made = plots.multiples(
         [1, 2], {"a": [0.5, float("nan")], "b": [0.0, 0.0]}, title="t", x="x", y="y", control=[[0.0, 0.1]], columns=3
     )
-    assert [axes.get_title() for axes in made.axes if axes.get_visible()] == ["a", "b"]
+    assert [axes.get_title(loc="left") for axes in made.axes if axes.get_visible()] == ["a", "b"]
     grey, blue = made.axes[0].lines
     assert np.asarray(grey.get_ydata()).tolist() == [0.0, 0.1]
     assert np.isnan(np.asarray(blue.get_ydata())).tolist() == [False, True]
