@@ -8,6 +8,7 @@ from dsv3lab.museum.probe import QUANTITIES as QUANTITIES
 from dsv3lab.museum.probe import Specimen as Specimen
 from dsv3lab.museum.probe import difference as difference
 from dsv3lab.museum.probe import look as look
+from dsv3lab.museum.probe import look_at_all as look_at_all
 from dsv3lab.museum.table import MISTAKES as MISTAKES
 from dsv3lab.museum.table import ROOMS as ROOMS
 from dsv3lab.museum.table import Mistake as Mistake

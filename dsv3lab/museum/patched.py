@@ -9,7 +9,7 @@ import importlib
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -47,6 +47,10 @@ class Patched:
     losses: Any
     step: Any
     switch: Switch | None = None
+
+    def set_to(self, number: Any) -> AbstractContextManager[None]:
+        """Inside, the copy makes the mistake `number` of its switch; without a switch it stays what it is."""
+        return nullcontext() if self.switch is None else self.switch.set_to(number)
 
     def adopt(self, model: Any, config: ModelConfig) -> Any:
         """The arrays of a right `model` of `config` in the classes of this copy."""

@@ -1,7 +1,7 @@
 """What a mistake changes: the same weights and tokens through the right code and through the wrong one."""
 
 import functools as ft
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +12,8 @@ import numpy as np
 
 from dsv3lab.config import ModelConfig, TrainConfig
 from dsv3lab.model import DeepSeek, abstract
-from dsv3lab.museum.patched import Patched
+from dsv3lab.museum.patched import Patched, load, load_switched
+from dsv3lab.museum.table import Mistake
 
 FORWARD = ("logits", "MTP logits", "loads", "balance loss", "objective")
 PRODUCTS = ("FP8 product", "FP8 gradients", "FP8 cast")
@@ -75,6 +76,37 @@ def look(copy: Patched, specimen: Specimen) -> dict[str, np.ndarray]:
     for name in wanted:
         seen |= probes[name](copy, specimen)
     return {name: np.asarray(value, np.float64) for name, value in seen.items()}
+
+
+def look_at_all(
+    mistakes: Sequence[Mistake], specimen: Specimen
+) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
+    """What `look` sees of the right code, and of each of `mistakes` by its name.
+
+    The forward pass is compiled once for all mistakes that an argument can choose.
+    """
+    chosen = [mistake for mistake in mistakes if mistake.is_argument and mistake.probe == "forward"]
+    copy = load_switched(chosen)
+
+    def run(number: Any, model: DeepSeek) -> dict[str, Any]:
+        with copy.set_to(number):
+            return _forward(copy, replace(specimen, model=model))
+
+    compiled = jax.jit(run, **quickly())
+    passes = [compiled(jnp.int32(number), specimen.model) for number in range(-1, len(chosen))]
+    first, *others = [{name: np.asarray(value, np.float64) for name, value in seen.items()} for seen in passes]
+    seen = {mistake.name: one for mistake, one in zip(chosen, others, strict=True)}
+    seen |= {mistake.name: look(load(mistake), specimen) for mistake in mistakes if mistake.name not in seen}
+    plain = load(None)
+    rest = {**_fp8(plain, specimen), **_step(plain, specimen)}
+    return first | {name: np.asarray(value, np.float64) for name, value in rest.items()}, {
+        mistake.name: seen[mistake.name] for mistake in mistakes
+    }
+
+
+def quickly(level: int = 0) -> dict[str, Any]:
+    """Options of `jax.jit` for a program that is sooner run than optimised: no further than `level` on CPU."""
+    return {"compiler_options": {"xla_backend_optimization_level": level}} if jax.default_backend() == "cpu" else {}
 
 
 def _forward(copy: Patched, specimen: Specimen) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsv3lab.museum.patched import Patched
-from dsv3lab.museum.probe import Specimen
+from dsv3lab.museum.probe import Specimen, quickly
 
 RIGHT = "the right code"
 OTHERS = tuple(f"{RIGHT} from other weights, draw {number}" for number in (1, 2, 3))
@@ -55,15 +55,11 @@ def train(copy: Patched, specimen: Specimen, batches: np.ndarray) -> dict[str, L
             return state, (metrics["loss"], metrics["mtp_loss"], jnp.mean(metrics["maxvio"]))
 
         start = copy.step.TrainState.of(model, config, sequence_length=length)
-        if switch is None:
-            return jax.lax.scan(one, start, batches)[1]
-        with switch.set_to(number):
+        with copy.set_to(number):
             return jax.lax.scan(one, start, batches)[1]
 
-    options: Any = {}
-    if jax.default_backend() == "cpu":
-        options["compiler_options"] = {"xla_backend_optimization_level": 0 if len(batches) <= FEW_STEPS else 1}
-    compiled, right = jax.jit(run, **options), copy.adopt(specimen.model, specimen.config)
+    compiled = jax.jit(run, **quickly(0 if len(batches) <= FEW_STEPS else 1))
+    right = copy.adopt(specimen.model, specimen.config)
 
     # Adopted once: another copy of the static fields would be another program.
     def lesson(number: int, model: Any = right) -> Lesson:

@@ -115,11 +115,9 @@ def test_a_switch_makes_the_mistake_that_its_number_says_and_no_other(specimen: 
     kinds = ("wrong_mscale", "rope_first", "mtp_pre_norm", "sign_before_sum")
     mistakes = [mistake for mistake in MISTAKES if mistake.is_argument]
     copy = load_switched(mistakes)
-    switch = copy.switch
-    assert switch is not None
 
     def apart(number: int, mistake: Mistake, wanted: Mistake | None) -> float:
-        with switch.set_to(number):
+        with copy.set_to(number):
             seen = look(replace(copy, mistake=mistake), specimen)
         expected = look(replace(load(wanted), mistake=mistake), specimen)
         return max(difference(expected[name], value) for name, value in seen.items())
