@@ -27,7 +27,7 @@ ROOMS = {
     OPTIMIZER: "bias update",
     FP8: "FP8",
 }
-IN_FP8 = "only products in FP8 show it, and this training is in float32"
+IN_FP8 = "it shows in FP8 products only, and the one program trains in float32; notebook 06 trains in FP8"
 
 
 @dataclass(frozen=True, kw_only=True)

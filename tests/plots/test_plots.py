@@ -113,7 +113,8 @@ def test_a_band_reaches_from_the_lowest_seed_to_the_highest_around_their_mean() 
     rows = [[3.0, 2.0], [5.0, 2.5], [4.0, 1.0]]
     (axes,) = plots.bands({"a": ([0, 1], rows), "b": ([0, 1], rows[:1])}, title="t", x="x", y="y").axes
     assert np.asarray(axes.lines[0].get_ydata()).tolist() == pytest.approx([4.0, 5.5 / 3])
-    (band,) = axes.collections
+    band: Any = axes.collections[0]
+    assert len(axes.collections) == 1
     assert {tuple(point) for point in band.get_paths()[0].vertices.tolist()} == {(0, 3), (0, 5), (1, 2.5), (1, 1)}
 
 
