@@ -131,7 +131,15 @@ def run_config(
             memory_sequences=2,
             ramp=configs.BatchRampConfig(start=2, until=0.5, stairs=1),
             fp8=configs.Fp8StudyConfig(
-                layers=1, heads=1, hidden_size=128, inner_size=128, head_width=128, batch_size=1, seeds=2, length=128
+                layers=1,
+                heads=1,
+                hidden_size=128,
+                inner_size=128,
+                head_width=128,
+                batch_size=1,
+                peak_lr=2e-3,
+                seeds=2,
+                length=128,
             ),
             stability_layers=2,
             stability_width=8,

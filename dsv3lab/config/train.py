@@ -1,6 +1,6 @@
 """How a model is trained: budget, batch, optimizer, schedule, losses, checkpoints (DeepSeek-V3 report 4.2)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from dsv3lab.config.build import ConfigError, within
@@ -63,6 +63,11 @@ class ScheduleConfig:
             raise ConfigError("schedule: warmup <= constant <= cosine <= tail must hold")
         if list(self.changes) != sorted(self.changes, key=lambda change: change.after):
             raise ConfigError("changes: they must stand in the order of `after`")
+
+    def with_peak(self, peak_lr: float) -> "ScheduleConfig":
+        """The same shape below another peak; below a peak of 0 all of it is 0."""
+        factor = peak_lr / self.peak_lr if self.peak_lr else 0.0
+        return replace(self, peak_lr=peak_lr, final_lr=self.final_lr * factor, tail_lr=self.tail_lr * factor)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +202,7 @@ class Fp8StudyConfig:
     inner_size: int = within(128, doc="inner width of each expert, and of the queries' latent and the keys' latent")
     head_width: int = within(2, doc="width of a head's queries, keys and values, with and without rotation")
     batch_size: int = within(1, unit="sequences", doc="batch of each training")
+    peak_lr: float = within(0.0, doc="learning rate after warm-up; the schedule keeps the shape of train.schedule")
     seeds: int = within(
         2, doc="bfloat16 trainings from different weights, whose spread the difference is compared with"
     )

@@ -1,5 +1,7 @@
 """The learning-rate shape at its corners, and what weight decay touches."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,6 +36,14 @@ def test_the_schedule_at_its_corners(update: int, rate: float) -> None:
     config = builders.train_config(tokens=100 * 4 * LENGTH)
     assert config.steps(LENGTH) == 100
     np.testing.assert_allclose(optimizer.schedule(config, LENGTH)(update - 1), rate, rtol=tolerances.SCHEDULE_RTOL)
+
+
+def test_another_peak_keeps_the_shape() -> None:
+    lower = SHAPE.with_peak(2e-3)
+    assert (lower.peak_lr, lower.final_lr, lower.tail_lr) == pytest.approx((2e-3, 2e-4, 2e-5))
+    assert (lower.warmup, lower.constant, lower.tail) == (SHAPE.warmup, SHAPE.constant, SHAPE.tail)
+    none = replace(SHAPE, peak_lr=0.0).with_peak(2e-3)
+    assert (none.peak_lr, none.final_lr, none.tail_lr) == (2e-3, 0.0, 0.0)
 
 
 def test_decay_acts_on_matrices_only() -> None:
