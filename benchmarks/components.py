@@ -37,7 +37,7 @@ def measure(*, model: str, shape: Shape, repeats: int) -> dict[str, Any]:
                 **dataclasses.asdict(one),
                 "flop_per_s": one.flops_per_s,
                 "bytes_per_s": one.bytes_per_s,
-                "bound": "compute" if one.compute_bound(peaks) else "memory",
+                "bound": one.bound(peaks),
                 "of_roof": one.of_roof(peaks),
             }
             for one in measured

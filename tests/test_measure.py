@@ -72,7 +72,7 @@ def test_only_an_accelerator_is_given_larger_calls(monkeypatch, backend, grown):
     monkeypatch.setattr(measure.jax, "default_backend", lambda: backend)
     monkeypatch.setattr(measure, "median_time", timed)
     assert measure.matmul_peak() == (2 * 2048**3 / 8e-3 if grown else 2 * 1024**3 / 1e-3)
-    assert measure.copy_peak() == (2 * (1 << 27) / 8e-3 if grown else 2 * (1 << 26) / 1e-3)
+    assert measure.copy_peak() == (2 * (1 << 29) / 8e-3 if grown else 2 * (1 << 28) / 1e-3)
     assert sizes == ([1024, 2048, 2048, 1 << 24, 1 << 25, 1 << 25] if grown else [1024, 1 << 24])
 
 

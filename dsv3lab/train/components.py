@@ -40,6 +40,7 @@ class Part:
     flops: of the products of one forward pass, in the convention of `plan.flops_per_token`, causal.
     unread: bytes of `variables` that need not be read: rows of the embedding that no token asks for.
     differentiated: whether the part has a backward pass.
+    sorts: whether it is sorting that takes its time, which neither products nor bytes count.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Part:
     flops: int
     unread: int = 0
     differentiated: bool = True
+    sorts: bool = False
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,7 @@ def _of_layers(
                 variables=(moe.ffn.router, x.reshape(shape.tokens, -1)),
                 constants=(),
                 flops=flops["router"],
+                sorts=True,
             )
         )
     return found

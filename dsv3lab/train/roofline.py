@@ -1,7 +1,8 @@
 """Time, work and error of each part of the model, against the peaks of the machine in the same run.
 
 A part can be as fast as its products allow (compute bound) or as the bytes that it must move allow (memory bound);
-which of the two binds, its arithmetic intensity says (Williams et al., Roofline, CACM 52(4), 2009).
+which of the two binds, its arithmetic intensity says (Williams et al., Roofline, CACM 52(4), 2009). What sorts is bound by
+neither: comparisons are no products, and few bytes are moved.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from dsv3lab.train.components import Part, Run
 from dsv3lab.train.difference import largest_relative_difference
 
 Direction = Literal["forward", "forward and backward", "update"]
+Bound = Literal["compute", "memory", "sorting"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Measured:
     flops: of the products that the mathematics asks for, whatever was computed.
     bytes: arguments, results and, backward, cotangents and gradients, each moved once.
     seconds: median.
+    sorts: whether it is comparisons that take the time.
     """
 
     part: str
@@ -50,6 +53,7 @@ class Measured:
     flops: int
     bytes: int
     seconds: float
+    sorts: bool = False
 
     @property
     def intensity(self) -> float:
@@ -66,15 +70,15 @@ class Measured:
         """Achieved rate of bytes that must be moved; a part that moves more, or reads from a cache, is not seen in it."""
         return self.bytes / self.seconds
 
-    def compute_bound(self, peaks: Peaks) -> bool:
-        """Whether products bind; else memory does."""
-        return self.intensity >= peaks.ridge
+    def bound(self, peaks: Peaks) -> Bound:
+        """What binds: products, memory, or neither of them."""
+        if self.sorts:
+            return "sorting"
+        return "compute" if self.intensity >= peaks.ridge else "memory"
 
     def of_roof(self, peaks: Peaks) -> float:
-        """Achieved share of the roof that applies."""
-        if self.compute_bound(peaks):
-            return self.flops_per_s / peaks.flops
-        return self.bytes_per_s / peaks.bytes
+        """Achieved share of the roof over its arithmetic intensity."""
+        return max(self.flops_per_s / peaks.flops, self.bytes_per_s / peaks.bytes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +162,7 @@ def time_part(part: Part, *, repeats: int) -> tuple[list[Measured], Compared]:
             flops=part.flops * (3 if direction == "forward and backward" else 1),
             bytes=least_bytes(part, backward=direction == "forward and backward"),
             seconds=timings[direction].median_s,
+            sorts=part.sorts,
         )
         for direction in programs
     ]
@@ -198,10 +203,10 @@ def time_parts(
     return measured, compared, Peaks(flops=max(before.flops, after.flops), bytes=max(before.bytes, after.bytes))
 
 
-def farthest(measured: Sequence[Measured], peaks: Peaks, *, compute: bool) -> Measured:
-    """The part farthest from its roof of those that products bind (`compute`) or memory does.
+def farthest(measured: Sequence[Measured], peaks: Peaks, *, bound: Bound) -> Measured:
+    """The part farthest from its roof of those that are bound so.
 
     At toy sizes products bind nothing: then of those that have products, although memory binds them.
     """
-    bound = [one for one in measured if one.compute_bound(peaks) == compute]
-    return min(bound or [one for one in measured if one.flops], key=lambda one: one.of_roof(peaks))
+    found = [one for one in measured if one.bound(peaks) == bound]
+    return min(found or [one for one in measured if one.flops and not one.sorts], key=lambda one: one.of_roof(peaks))

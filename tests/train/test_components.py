@@ -100,12 +100,14 @@ def test_the_roof_that_applies_is_chosen_by_intensity():
     fast = Measured(part="a", direction="forward", flops=1000, bytes=10, seconds=20.0)
     moving = Measured(part="b", direction="forward", flops=10, bytes=100, seconds=20.0)
     still = Measured(part="c", direction="forward", flops=0, bytes=100, seconds=100.0)
-    assert peaks.ridge == 10 and fast.compute_bound(peaks) and not moving.compute_bound(peaks)
+    assert (peaks.ridge, fast.bound(peaks), moving.bound(peaks)) == (10, "compute", "memory")
     assert (fast.of_roof(peaks), moving.of_roof(peaks), still.of_roof(peaks)) == (0.5, 0.5, 0.1)
-    everything = [fast, moving, still]
-    assert roofline.farthest(everything, peaks, compute=True) is fast
-    assert roofline.farthest(everything, peaks, compute=False) is still
-    assert roofline.farthest([moving, still], peaks, compute=True) is moving
+    sorting = Measured(part="d", direction="forward", flops=1000, bytes=10, seconds=1e4, sorts=True)
+    everything = [fast, moving, still, sorting]
+    assert roofline.farthest(everything, peaks, bound="compute") is fast
+    assert roofline.farthest(everything, peaks, bound="memory") is still
+    assert roofline.farthest(everything, peaks, bound="sorting") is sorting
+    assert roofline.farthest([moving, still], peaks, bound="compute") is moving
 
 
 def test_references_are_the_countable_execution(parts):
