@@ -59,21 +59,21 @@ def test_a_call_grows_until_it_is_long_or_memory_ends():
 
 @pytest.mark.parametrize(("backend", "grown"), [("cpu", False), ("gpu", True)])
 def test_only_an_accelerator_is_given_larger_calls(monkeypatch, backend, grown):
-    """A timer under which every call lasts 1 ms up to 2048 (or 128 MiB) and 8 ms beyond."""
+    """A timer under which every call lasts 1 ms up to 2048 (or 256 MiB) and 8 ms beyond."""
     sizes = []
 
     def timed(calls, *, repeats):
         (call,) = calls.values()
         array = call()
         sizes.append(array.shape[0])
-        slow = array.shape[0] >= (2048 if array.ndim == 2 else 1 << 25)
+        slow = array.shape[0] >= (2048 if array.ndim == 2 else 1 << 27)
         return {"call": measure.summary([8e-3 if slow else 1e-3] * repeats)}
 
     monkeypatch.setattr(measure.jax, "default_backend", lambda: backend)
     monkeypatch.setattr(measure, "median_time", timed)
     assert measure.matmul_peak() == (2 * 2048**3 / 8e-3 if grown else 2 * 1024**3 / 1e-3)
     assert measure.copy_peak() == (2 * (1 << 29) / 8e-3 if grown else 2 * (1 << 28) / 1e-3)
-    assert sizes == ([1024, 2048, 2048, 1 << 24, 1 << 25, 1 << 25] if grown else [1024, 1 << 24])
+    assert sizes == ([1024, 2048, 2048, 1 << 26, 1 << 27, 1 << 27] if grown else [1024, 1 << 26])
 
 
 def test_peak_memory_is_in_bytes_and_not_below_what_is_resident():
