@@ -1,10 +1,12 @@
 """The figures of studies: curves of several seeds as bands, and a power law with what it predicted."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator
 
 from dsv3lab.plots.style import COLOURS, DPI, SIZE, figure, style
 
@@ -92,6 +94,8 @@ def multiples(
             axes.set_visible(False)
         reach = max(float(np.max(np.abs(np.asarray(control, dtype=float)))), 1e-6)
         grid[0, 0].set_yscale("symlog", linthresh=reach)
+        edge = 10.0 ** math.ceil(math.log10(reach))  # ticks within the linear part would stand on each other
+        grid[0, 0].yaxis.set_major_locator(FixedLocator([-10 * edge, -edge, 0.0, edge, 10 * edge]))
         made.suptitle(title, fontsize=11, x=0.01, ha="left")
         made.supxlabel(x, fontsize=9)
         made.supylabel(y, fontsize=9)
