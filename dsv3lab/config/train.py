@@ -65,7 +65,7 @@ class ScheduleConfig:
             raise ConfigError("changes: they must stand in the order of `after`")
 
     def with_peak(self, peak_lr: float) -> "ScheduleConfig":
-        """The same shape below another peak; below a peak of 0 all of it is 0."""
+        """The same shape below another peak; of a schedule that is 0 throughout only the peak rises."""
         factor = peak_lr / self.peak_lr if self.peak_lr else 0.0
         return replace(self, peak_lr=peak_lr, final_lr=self.final_lr * factor, tail_lr=self.tail_lr * factor)
 

@@ -1,4 +1,4 @@
-"""Published mistakes of reimplementations of DeepSeek-V3: what each one spoils, and the test that catches it."""
+"""Mistakes of reimplementations of DeepSeek-V3, most of them published: what each one spoils, and the test that catches it."""
 
 from dsv3lab.museum.patched import Patched as Patched
 from dsv3lab.museum.patched import load as load

@@ -181,7 +181,7 @@ MISTAKES = (
     Mistake(
         name="loads_doubled",
         title="loads are counted in the recomputed forward pass, too",
-        why="the sign of the update does not notice; every figure of balance and capacity does",
+        why="neither the sign of the update nor MaxVio, a ratio, notices; every count of tokens does",
         source="torchtitan #1593; NeMo Automodel #3247",
         file=ROUTING,
         right="jnp.sum(chosen, axis=0, dtype=jnp.int32)",

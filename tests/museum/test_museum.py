@@ -35,7 +35,8 @@ def test_names_are_unique_and_every_mistake_has_its_source() -> None:
 @pytest.mark.parametrize("mistake", MISTAKES, ids=NAMES)
 def test_a_mistake_still_fits_the_code(mistake: Mistake) -> None:
     for file, _, wrong in mistake.edits:
-        assert wrong in source(ROOT / file, mistake)
+        changed = source(ROOT / file, mistake)
+        assert wrong in changed and changed != (ROOT / file).read_text()
     file, _, function = f"tests/{mistake.test}".partition("::")
     assert f"def {function}(" in (ROOT / file).read_text()
 

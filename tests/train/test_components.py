@@ -107,7 +107,7 @@ def test_the_roof_that_applies_is_chosen_by_intensity():
     assert roofline.farthest(everything, peaks, bound="compute") is fast
     assert roofline.farthest(everything, peaks, bound="memory") is still
     assert roofline.farthest(everything, peaks, bound="sorting") is sorting
-    assert roofline.farthest([moving, still], peaks, bound="compute") is moving
+    assert roofline.farthest([moving, still, sorting], peaks, bound="compute") is moving
 
 
 def test_references_are_the_countable_execution(parts):
