@@ -245,8 +245,9 @@ def _number(name: str, value: Any) -> int | float | str:
 
 
 def _axes(fig: Any) -> list[str]:
-    """The labels of a figure's axes and colour bars, each once, in the order of drawing."""
+    """The labels of a figure's axes and colour bars and those that small panels share, each once, in drawing order."""
     labels = [label for axes in fig.axes for label in (axes.get_xlabel(), axes.get_ylabel())]
+    labels += [fig.get_supxlabel(), fig.get_supylabel()]
     return list(dict.fromkeys(" ".join(label.split()) for label in labels if label.strip()))
 
 

@@ -122,6 +122,12 @@ def test_figures_are_saved_and_shown(stage: Stage) -> None:
         stage.figure(figure, "../x", title="no")
 
 
+def test_labels_that_small_panels_share_are_noted(stage: Stage) -> None:
+    panels = plots.multiples([1, 2], {"a": [0.0, 1.0]}, title="t", x="step", y="nats", control=[[0.0, 0.1]])
+    stage.figure(panels, "panels", title="Panels")
+    assert [one["axes"] for one in files.read_json(stage.folder / "stage.json")["figures"]] == [["step", "nats"]]
+
+
 def test_opening_again_starts_from_nothing(stage: Stage) -> None:
     stage.metric("x", 1.0)
     stage.progress("half")
