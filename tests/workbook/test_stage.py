@@ -125,6 +125,7 @@ def test_figures_are_saved_and_shown(stage: Stage) -> None:
 def test_labels_that_small_panels_share_are_noted(stage: Stage) -> None:
     panels = plots.multiples([1, 2], {"a": [0.0, 1.0]}, title="t", x="step", y="nats", control=[[0.0, 0.1]])
     stage.figure(panels, "panels", title="Panels")
+    stage.close()
     assert [one["axes"] for one in files.read_json(stage.folder / "stage.json")["figures"]] == [["step", "nats"]]
 
 
