@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from dsv3lab.plots.style import COLOURS, DPI, MAP, SIZE, figure, style
+from dsv3lab.plots.style import COLOURS, MAP, SIZE, figure, grid, paired, style
 
 Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 """Name -> (x, y), of equal lengths."""
@@ -36,8 +36,7 @@ def lines(
     with style():
         made, axes = figure()
         for name, (xs, ys) in series.items():
-            if len(xs) != len(ys):
-                raise ValueError(f"series '{name}': {len(xs)} x values and {len(ys)} y values")
+            paired(name, xs, ys)
             axes.plot(xs, ys, label=name, marker="o" if len(xs) < 2 else None)
         for name, height in (references or {}).items():
             axes.axhline(height, color="#777777", linewidth=1.0, linestyle=":")
@@ -78,11 +77,10 @@ def panels(xs: Sequence[float], series: Mapping[str, Sequence[float]], *, title:
         x: what `xs` are, with their unit.
     """
     with style():
-        made = Figure(figsize=(SIZE[0], 0.9 + 1.15 * len(series)), dpi=DPI, layout="constrained")
-        rows = made.subplots(len(series), sharex=True, squeeze=False)[:, 0]
+        made, table = grid(len(series), 1, size=(SIZE[0], 0.9 + 1.15 * len(series)), sharex=True)
+        rows = table[:, 0]
         for number, (axes, (name, ys)) in enumerate(zip(rows, series.items(), strict=True)):
-            if len(xs) != len(ys):
-                raise ValueError(f"series '{name}': {len(xs)} x values and {len(ys)} y values")
+            paired(name, xs, ys)
             axes.step(xs, ys, where="post", color=COLOURS[number % len(COLOURS)], linestyle="-")
             axes.set_ylabel(name, fontsize=9)
             axes.set_ylim(bottom=0, top=1.12 * max(ys))
@@ -237,8 +235,7 @@ def matrices(
         raise ValueError(f"tables: expected matrices of one shape, got {sorted(shapes)}")
     finite = np.concatenate([table[np.isfinite(table)] for table in arrays.values()])
     with style():
-        made = Figure(figsize=(SIZE[0] + 1.0, 3.1), dpi=DPI, layout="constrained")
-        panels = made.subplots(1, len(arrays), squeeze=False, sharey=True)[0]
+        made, (panels,) = grid(1, len(arrays), size=(SIZE[0] + 1.0, 3.1), sharey=True)
         for axes, (name, table) in zip(panels, arrays.items(), strict=True):
             image = axes.imshow(table, cmap=MAP, vmin=finite.min(), vmax=finite.max(), interpolation="nearest")
             axes.grid(False)

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 
-from dsv3lab.plots.style import COLOURS, DPI, SIZE, figure, style
+from dsv3lab.plots.style import COLOURS, SIZE, figure, grid, paired, style
 
 
 def bands(
@@ -77,25 +77,23 @@ def multiples(
     """
     grey = {f"control {number}": ys for number, ys in enumerate(control)}
     for name, ys in {**series, **grey}.items():
-        if len(xs) != len(ys):
-            raise ValueError(f"series '{name}': {len(xs)} x values and {len(ys)} y values")
+        paired(name, xs, ys)
     rows = -(-len(series) // columns)
     with style():
-        made = Figure(figsize=(SIZE[0], 0.9 + 0.95 * rows), dpi=DPI, layout="constrained")
-        grid = made.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        made, table = grid(rows, columns, size=(SIZE[0], 0.9 + 0.95 * rows), sharex=True, sharey=True)
         marker = "o" if len(xs) < 2 else None
-        for axes, (name, ys) in zip(grid.ravel(), series.items(), strict=False):
+        for axes, (name, ys) in zip(table.ravel(), series.items(), strict=False):
             for plain in control:
                 axes.plot(xs, plain, color="#aaaaaa", linewidth=0.8, linestyle="-", marker=marker)
             axes.plot(xs, np.where(np.isfinite(ys), ys, np.nan), color=COLOURS[0], linestyle="-", marker=marker)
             axes.set_title(name, fontsize=8)
             axes.tick_params(labelsize=7)
-        for axes in grid.ravel()[len(series) :]:
+        for axes in table.ravel()[len(series) :]:
             axes.set_visible(False)
         reach = max(float(np.max(np.abs(np.asarray(control, dtype=float)))), 1e-6)
-        grid[0, 0].set_yscale("symlog", linthresh=reach)
+        table[0, 0].set_yscale("symlog", linthresh=reach)
         edge = 10.0 ** math.ceil(math.log10(reach))  # ticks within the linear part would stand on each other
-        grid[0, 0].yaxis.set_major_locator(FixedLocator([-10 * edge, -edge, 0.0, edge, 10 * edge]))
+        table[0, 0].yaxis.set_major_locator(FixedLocator([-10 * edge, -edge, 0.0, edge, 10 * edge]))
         made.suptitle(title, fontsize=11, x=0.01, ha="left")
         made.supxlabel(x, fontsize=9)
         made.supylabel(y, fontsize=9)

@@ -1,7 +1,7 @@
 """The one style of all figures: readable at 100 dpi, in print and for the colour-blind."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -54,6 +54,24 @@ def figure(*, size: tuple[float, float] = SIZE) -> tuple[Figure, Any]:
     """An empty figure with one pair of axes, apart from pyplot's list of open figures."""
     made = Figure(figsize=size, dpi=DPI, layout="constrained")
     return made, made.add_subplot()
+
+
+def grid(
+    rows: int, columns: int, *, size: tuple[float, float], sharex: bool = False, sharey: bool = False
+) -> tuple[Figure, Any]:
+    """An empty figure as that of `figure`, and its axes [rows, columns]."""
+    made = Figure(figsize=size, dpi=DPI, layout="constrained")
+    return made, made.subplots(rows, columns, sharex=sharex, sharey=sharey, squeeze=False)
+
+
+def paired(name: str, xs: Sequence[float], ys: Sequence[float]) -> None:
+    """Refuse a series that has not one value for each place.
+
+    Raises:
+        ValueError: names the series and both lengths.
+    """
+    if len(xs) != len(ys):
+        raise ValueError(f"series '{name}': {len(xs)} x values and {len(ys)} y values")
 
 
 def png(fig: Figure) -> bytes:

@@ -112,7 +112,7 @@ def test_the_copy_without_a_mistake_computes_what_the_package_computes(specimen:
 
 @pytest.mark.limit(60)  # compiles every operation of the model once, if it is run alone
 def test_a_switch_makes_the_mistake_that_its_number_says_and_no_other(specimen: Specimen) -> None:
-    # A text within another, a number of the configuration, one of several outputs, a function.
+    # A number of the configuration within another text, a list of two, one of several outputs, a function.
     kinds = ("wrong_mscale", "rope_first", "mtp_pre_norm", "sign_before_sum")
     mistakes = [mistake for mistake in MISTAKES if mistake.is_argument]
     copy = load_switched(mistakes)
@@ -123,8 +123,10 @@ def test_a_switch_makes_the_mistake_that_its_number_says_and_no_other(specimen: 
         expected = look(replace(load(wanted), mistake=mistake), specimen)
         return max(difference(expected[name], value) for name, value in seen.items())
 
-    for mistake in (mistake for mistake in mistakes if mistake.name in kinds):
-        assert apart(mistakes.index(mistake), mistake, mistake) < 1e-6, mistake.name
+    by_name = {mistake.name: (number, mistake) for number, mistake in enumerate(mistakes)}
+    for name in kinds:
+        number, mistake = by_name[name]
+        assert apart(number, mistake, mistake) < 1e-6, name
     assert apart(-1, MISTAKES[0], None) < 1e-6 < apart(0, MISTAKES[0], None)
 
 
