@@ -71,12 +71,14 @@ def load_switched(mistakes: Sequence[Mistake]) -> Patched:
     """A copy with all of `mistakes` in it, whose `switch` says which one is made.
 
     Raises:
-        ValueError: if a text that a mistake replaces does not stand exactly once in its file, or is no expression.
+        ValueError: if a text that a mistake replaces does not stand exactly once in its file or lies within that of an
+            earlier one, or if the mistake is no argument of a program.
     """
     for mistake in mistakes:
         source(ROOT / mistake.file, mistake)
         if not mistake.is_argument:
-            raise ValueError(f"mistake '{mistake.name}' cannot be chosen at run time: it changes more than a value")
+            reason = "it has several texts" if mistake.also else "it shows in FP8 products only"
+            raise ValueError(f"mistake '{mistake.name}' cannot be chosen by an argument: {reason}")
     return _copy("a_switch", None, Switch(mistakes))
 
 

@@ -92,7 +92,7 @@ def look_at_all(
         with copy.set_to(number):
             return _forward(copy, replace(specimen, model=model))
 
-    compiled = jax.jit(run, **quickly())
+    compiled = jax.jit(run, **quick_options())
     passes = [compiled(jnp.int32(number), specimen.model) for number in range(-1, len(chosen))]
     first, *others = [{name: np.asarray(value, np.float64) for name, value in seen.items()} for seen in passes]
     seen = {mistake.name: one for mistake, one in zip(chosen, others, strict=True)}
@@ -104,7 +104,7 @@ def look_at_all(
     }
 
 
-def quickly(level: int = 0) -> dict[str, Any]:
+def quick_options(level: int = 0) -> dict[str, Any]:
     """Options of `jax.jit` for a program that is sooner run than optimised: no further than `level` on CPU."""
     return {"compiler_options": {"xla_backend_optimization_level": level}} if jax.default_backend() == "cpu" else {}
 

@@ -36,9 +36,18 @@ class Switch:
             self.number = None
 
     def text(self, file: str, text: str) -> str:
-        """The text of a file with a choice in place of each mistake that belongs there."""
+        """The text of a file with a choice in place of each mistake that belongs there.
+
+        Raises:
+            ValueError: if an earlier mistake has changed what a later one replaces.
+        """
         for number, mistake in enumerate(self.mistakes):
             if mistake.file == file:
+                if mistake.right not in text:
+                    raise ValueError(
+                        f"mistake '{mistake.name}': an earlier one of the switch has changed its text in {file}; "
+                        "put the outer text first in dsv3lab/museum/table.py"
+                    )
                 choice = f"{NAME}({number}, lambda: ({mistake.right}), lambda: ({mistake.wrong}))"
                 text = text.replace(mistake.right, choice)
         return text

@@ -53,6 +53,8 @@ class Mistake:
     """Where it shows: in a forward pass, in FP8 products, or only in a training step."""
     no_curve: str = ""
     """Why the notebook does not train with it; empty: it does."""
+    counts_tokens: bool = True
+    """Whether its loads are still numbers of tokens, so that MaxVio means something."""
 
     @property
     def edits(self) -> tuple[tuple[str, str, str], ...]:
@@ -61,7 +63,7 @@ class Mistake:
 
     @property
     def is_argument(self) -> bool:
-        """Whether one compiled program can hold it beside the right code: its texts are values, see `switch.py`."""
+        """Whether one compiled program of float32 can hold it beside the right code: one text, not of FP8 products."""
         return not self.also and self.probe != "fp8"
 
     @property
@@ -299,6 +301,7 @@ MISTAKES = (
         " jnp.sign(b * b.shape[-1] - jnp.sum(b, axis=-1, keepdims=True))))",
         test="train/test_step.py::test_loads_of_micro_batches_are_summed_before_the_sign",
         probe="step",
+        counts_tokens=False,
     ),
     Mistake(
         name="mean_subtracted",

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsv3lab.museum.patched import Patched
-from dsv3lab.museum.probe import Specimen, quickly
+from dsv3lab.museum.probe import Specimen, quick_options
 
 RIGHT = "the right code"
 OTHERS = tuple(f"{RIGHT} from other weights, draw {number}" for number in (1, 2, 3))
@@ -58,7 +58,7 @@ def train(copy: Patched, specimen: Specimen, batches: np.ndarray) -> dict[str, L
         with copy.set_to(number):
             return jax.lax.scan(one, start, batches)[1]
 
-    compiled = jax.jit(run, **quickly(0 if len(batches) <= FEW_STEPS else 1))
+    compiled = jax.jit(run, **quick_options(0 if len(batches) <= FEW_STEPS else 1))
     right = copy.adopt(specimen.model, specimen.config)
 
     # Adopted once: another copy of the static fields would be another program.

@@ -15,8 +15,9 @@ import pytest
 
 import dsv3lab as dl
 from dsv3lab.config import ROOT
-from dsv3lab.museum import MISTAKES, Mistake, Specimen, difference, load, load_switched, look
+from dsv3lab.museum import MISTAKES, OTHERS, RIGHT, Mistake, Specimen, difference, load, load_switched, look, train
 from dsv3lab.museum.patched import source
+from dsv3lab.museum.switch import Switch
 from dsv3lab.workbook.process import machine
 from tests.builders import train_config
 
@@ -130,6 +131,31 @@ def test_a_switch_makes_the_mistake_that_its_number_says_and_no_other(specimen: 
     assert apart(-1, MISTAKES[0], None) < 1e-6 < apart(0, MISTAKES[0], None)
 
 
-def test_only_a_value_can_be_switched() -> None:
-    with pytest.raises(ValueError, match="'bias_trained' cannot be chosen at run time"):
-        load_switched([mistake for mistake in MISTAKES if mistake.name == "bias_trained"])
+@pytest.mark.limit(120)  # compiles three training programs
+def test_a_switched_training_is_that_of_the_mistakes_own_program(specimen: Specimen) -> None:
+    by_name = {mistake.name: mistake for mistake in MISTAKES}
+    batches = np.random.default_rng(1).integers(0, specimen.config.vocab_size, (3, 2, 25)).astype(np.int32)
+    switched = train(load_switched([by_name["reversed_scale"]]), specimen, batches)
+    (alone,) = train(load(by_name["reversed_scale"]), specimen, batches).values()
+    (trained,) = train(load(by_name["bias_trained"]), specimen, batches).values()
+    right, wrong = switched[RIGHT], switched["reversed_scale"]
+    assert set(switched) == {RIGHT, *OTHERS, "reversed_scale"}
+    np.testing.assert_allclose(wrong.both, alone.both, rtol=1e-5)
+    assert np.abs(wrong.both - right.both).min() > 1e-4  # or the comparison above would show nothing
+    # The optimizer moves the bias after the first loss.
+    np.testing.assert_allclose(trained.both[0], right.both[0], rtol=1e-6)
+    assert all(np.isfinite(lesson.both).all() for lesson in switched.values())
+
+
+@pytest.mark.parametrize(("name", "reason"), [("bias_trained", "several texts"), ("fp8_divided", "FP8 products only")])
+def test_what_no_argument_can_choose_is_refused_with_the_reason(name: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"'{name}' cannot be chosen by an argument: it .*{reason}"):
+        load_switched([mistake for mistake in MISTAKES if mistake.name == name])
+
+
+def test_a_text_that_an_earlier_mistake_changed_is_refused_by_name() -> None:
+    outer, inner = (next(m for m in MISTAKES if m.name == name) for name in ("no_mscale", "wrong_mscale"))
+    text = (ROOT / outer.file).read_text()
+    assert Switch([outer, inner]).text(outer.file, text).count("lambda") == text.count("lambda") + 4
+    with pytest.raises(ValueError, match="'no_mscale': an earlier one of the switch has changed its text"):
+        Switch([inner, outer]).text(outer.file, text)
