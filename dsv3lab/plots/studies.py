@@ -90,14 +90,22 @@ def multiples(
             axes.tick_params(labelsize=7)
         for axes in table.ravel()[len(series) :]:
             axes.set_visible(False)
-        reach = max(float(np.max(np.abs(np.asarray(control, dtype=float)))), 1e-6)
-        table[0, 0].set_yscale("symlog", linthresh=reach)
-        edge = 10.0 ** math.ceil(math.log10(reach))  # ticks within the linear part would stand on each other
+        edge = _rounded_up(max(float(np.nanmax(np.abs(np.asarray(control, dtype=float)))), 1e-6))
+        table[0, 0].set_yscale("symlog", linthresh=edge)
+        # Ticks within the linear part would stand on each other; those at its edges are always in view.
         table[0, 0].yaxis.set_major_locator(FixedLocator([-10 * edge, -edge, 0.0, edge, 10 * edge]))
+        low, high = table[0, 0].get_ylim()
+        table[0, 0].set_ylim(min(low, -1.1 * edge), max(high, 1.1 * edge))
         made.suptitle(title, fontsize=11, x=0.01, ha="left")
         made.supxlabel(x, fontsize=9)
         made.supylabel(y, fontsize=9)
     return made
+
+
+def _rounded_up(value: float) -> float:
+    """The next of 1, 2, 5 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(step * power for step in (1, 2, 5, 10) if step * power >= value * (1 - 1e-9))
 
 
 def power_law(

@@ -148,6 +148,14 @@ def test_multiples_draw_the_control_and_one_curve_into_each_panel_and_leave_gaps
     assert np.isnan(np.asarray(blue.get_ydata())).tolist() == [False, True]
 
 
+@pytest.mark.parametrize(("control", "edge"), [(0.03, 0.05), (0.7, 1.0), (2e-9, 1e-6)])
+def test_multiples_show_at_least_three_ticks_however_small_the_differences(control: float, edge: float) -> None:
+    series, missing = {"a": [0.0, control / 100]}, [[float("nan"), control]]
+    made = plots.multiples([1, 2], series, title="t", x="x", y="y", control=missing)
+    (low, high), ticks = made.axes[0].get_ylim(), made.axes[0].get_yticks()
+    np.testing.assert_allclose([tick for tick in ticks if low <= tick <= high], [-edge, 0.0, edge])
+
+
 @pytest.mark.parametrize(
     "make",
     [
