@@ -60,7 +60,7 @@ class Shape:
     """How much the parts work on.
 
     batch, sequence: of the parts with products, and of the loss.
-    stream: tokens of the parts without products, enough to leave the caches; the embedding, whose reference has a
+    stream: tokens of the parts without products, enough to leave a core's own caches; the embedding, whose reference has a
         product with every row of its table, gets an eighth of them.
     dtype: of the activations; parameters are float32.
     """
