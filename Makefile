@@ -25,7 +25,7 @@ help: ## list the commands
 	@echo "make COMMAND [PYTHON=python3.12] [VENV=.venv] [PRESET=default|long|ci] [ARGS='...']"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  %-12s %s\n' "$$name" "$$text"; done
 
-run: $(STAMP) same-python ## all four phases (PRESET=long: 27 times the training; ARGS: Hydra overrides)
+run: $(STAMP) same-python ## all four phases (PRESET=long: 37 times the training; ARGS: Hydra overrides)
 	@$(PY) pipelines/all.py profile=$(PRESET) $(ARGS); status=$$?; \
 	if [ $$status -ne 0 ]; then echo "make run: pipelines/all.py ended with exit status $$status (make itself exits 2)" >&2; fi; \
 	exit $$status

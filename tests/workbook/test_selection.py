@@ -145,7 +145,7 @@ def test_resume_runs_what_changed_and_names_the_input(
 @pytest.mark.parametrize(
     ("word", "named"),
     [
-        ("train.tokens=5120", "train.tokens 1100000 -> 5120"),
+        ("train.tokens=5120", "train.tokens 800000 -> 5120"),
         ("data.shuffle_seed=9", "data.shuffle_seed 0 -> 9"),
         ("profile.bench_repeats=9", "profile.bench_repeats 7 -> 9"),
         ("study.moe_batch_size=1", "study.moe_batch_size"),
