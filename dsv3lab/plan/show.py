@@ -54,6 +54,9 @@ def summary(model: ModelConfig, *, sequence_length: int) -> dict[str, Any]:
         "parameters_by_part": counted.by_part,
         "sequence_length": sequence_length,
         "forward_flops_per_token": count.flops_per_token(model, **options, mtp=False, backward=False),
+        "forward_flops_per_token_all_keys": count.flops_per_token(
+            model, sequence_length=sequence_length, mtp=False, backward=False
+        ),
         "training_flops_per_token": count.flops_per_token(model, **options, mtp=True),
         "kv_bytes_per_token_bf16": count.kv_bytes_per_token(model, bytes_per_element=2),
         "mha_kv_bytes_per_token_bf16": count.kv_bytes_per_token_mha(model, bytes_per_element=2),
@@ -84,12 +87,14 @@ def page(name: str, model: ModelConfig, *, facts: dict[str, Any]) -> str:
         f"{'  activated by a token (with the head, without the embedding)':<62} {facts['activated_parameters']:>20,}",
         f"{'  of the MTP modules, embedding and head not counted again':<62} {facts['mtp_parameters']:>20,}",
         f"{'forward FLOPs of a token, without MTP':<62} {facts['forward_flops_per_token']:>20,}",
+        f"{'  as the traced model multiplies: each query with all s keys':<62} {facts['forward_flops_per_token_all_keys']:>20,}",
         f"{'training FLOPs of a token, with MTP':<62} {facts['training_flops_per_token']:>20,}",
         f"{'key-value cache of a token, bytes in bf16':<62} {facts['kv_bytes_per_token_bf16']:>20,}",
         f"{'  multi-head attention with the same heads':<62} {facts['mha_kv_bytes_per_token_bf16']:>20,}",
         "",
-        f"FLOPs: products only, 2 for each multiply-add, backward twice the forward; sequences of {length:,} tokens, each",
-        "query meets (s + 1) / 2 keys. Counted in closed form; the traced model has the same, as integers (tests).",
+        f"FLOPs: products only, 2 for each multiply-add, backward twice the forward; sequences of {length:,} tokens, in which",
+        "a query sees (s + 1) / 2 keys on average. All in closed form. Tests count the forward pass of every configuration of",
+        "conf/model in the traced program: over all keys, with MTP, the same integers; of one small model the gradient, too.",
     ]
     return "\n".join(lines)
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dsv3lab.config import ROOT, ConfigError, digest, nearest, study_names
+from dsv3lab.config import ROOT, ConfigError, digest, nearest, read_study, study_names
+from dsv3lab.config.build import plain
 from dsv3lab.config.disk import write_atomic
 from dsv3lab.studies import analysis, figures, prediction
 from dsv3lab.studies.log import StudyError
@@ -150,8 +151,17 @@ def show(stage: Stage, name: str) -> list[Any]:
         print(f"No result of the study '{name}' is committed yet: `{commands.verb('study', name, '--save')}` makes it.")
         return []
     print("\n".join([headline(result), *analysis.words(name, result["summary"])]))
+    if other := outdated(result):
+        print(f"Made before conf/studies/{name}.yaml changed: {', '.join(other)}.")
     drawn = figures.of(result)
     return [stage.figure(one, f"study_{name}_{key}", title=title) for key, (one, title) in drawn.items()]
+
+
+def outdated(result: Mapping[str, Any]) -> list[str]:
+    """The settings of a result that the checkout's study no longer has; words and the usual time do not count."""
+    now = plain(read_study(result["study"], profile=result["profile"]))
+    counted = now.keys() - {"title", "question", "expected_s"}
+    return sorted(name for name in counted if json.loads(json.dumps(now[name])) != result["settings"].get(name))
 
 
 def headline(result: Mapping[str, Any]) -> str:

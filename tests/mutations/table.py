@@ -311,6 +311,22 @@ MUTATIONS = (
     ),
     Mutation(
         phase=1,
+        stage="fp8",
+        what="FP8 trains against its gradient",
+        file="dsv3lab/model/linear.py",
+        old="    return dx.astype(x_like.dtype), dw.astype(w_like.dtype)",
+        new="    return dx.astype(x_like.dtype), -dw.astype(w_like.dtype)",
+        gates=("fp8_loss",),  # it warns, and is skipped for lack of tokens: here it shall judge
+        also=("fp8_products",),
+        overrides=(
+            "profile.fp8_steps=60",
+            "study.fp8.layers=1",
+            "study.fp8.seeds=2",
+            "phase.gates.fp8_loss.requires.tokens=1000",
+        ),
+    ),
+    Mutation(
+        phase=1,
         stage="components",
         what="the vocabulary loss forgets what its gradient is multiplied with",
         file="dsv3lab/train/losses.py",

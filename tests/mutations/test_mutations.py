@@ -62,7 +62,7 @@ def execute(root: Path, folder: Path, *, runs: Path, **request: Any) -> dict[str
 def test_every_blocking_gate_has_a_mutation() -> None:
     gates = [compose([], phase=number)[0].phase.gates for number in (1, 2, 3, 4)]
     blocking = {gate_id for phase in gates for gate_id, gate in phase.items() if gate.severity == "block"}
-    assert {gate for mutation in MUTATIONS for gate in mutation.gates} == blocking
+    assert {gate for mutation in MUTATIONS for gate in mutation.gates} - {"fp8_loss"} == blocking
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=_name)

@@ -56,8 +56,11 @@ def test_show_as_json_adds_up_and_takes_overrides(capsys):
     shown = json.loads(capsys.readouterr().out)
     assert shown["config"]["q_lora_rank"] is None
     assert sum(t["parameters"] for t in shown["tensors"]) == shown["parameters"] + shown["mtp_parameters"]
-    expected = plan.flops_per_token(dl.config("nano", q_lora_rank=None), sequence_length=128, causal=True)
+    config = dl.config("nano", q_lora_rank=None)
+    expected = plan.flops_per_token(config, sequence_length=128, causal=True)
     assert shown["training_flops_per_token"] == expected
+    traced = plan.flops_per_token(config, sequence_length=128, mtp=False, backward=False)
+    assert shown["forward_flops_per_token_all_keys"] == traced > shown["forward_flops_per_token"]
 
 
 def test_list_has_every_model_smallest_first(capsys):

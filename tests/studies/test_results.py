@@ -121,11 +121,21 @@ def test_a_result_that_was_changed_by_hand_is_not_shown(
         committed("scaling", tmp_path)
 
 
-def test_every_committed_result_is_whole() -> None:
-    """Whatever lies in `benchmarks/results`."""
+def test_every_study_has_a_whole_committed_result_of_its_present_settings() -> None:
     for name in study_names():
         result = committed(name)
-        assert result is None or (result["study"] == name and result["profile"] == "default")
+        assert result is not None and result["study"] == name and result["profile"] == "default"
+        assert results.outdated(result) == []
+
+
+def test_a_result_of_other_settings_says_so(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result: Any = committed("fp8")
+    changed = result | {"settings": result["settings"] | {"seeds": [7], "title": "other words"}}
+    monkeypatch.setattr(results, "committed", lambda name: changed)
+    results.show(Stage.open("phase1/fp8", overrides=["profile=ci"]), "fp8")
+    assert "Made before conf/studies/fp8.yaml changed: seeds." in capsys.readouterr().out
 
 
 def test_an_unknown_study_is_refused_with_the_nearest() -> None:

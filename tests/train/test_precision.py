@@ -1,6 +1,8 @@
 """Number formats and dropout in training: what is rounded, what is not, and what a step still is."""
 
 import dataclasses
+import functools as ft
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -9,7 +11,10 @@ import numpy as np
 import optax
 import pytest
 
+import dsv3lab as dl
+from dsv3lab import program
 from dsv3lab.config import ConfigError, DropoutConfig, ParallelConfig, PrecisionConfig
+from dsv3lab.model.linear import KEPT, RECIPES
 from dsv3lab.parallel import make_execution
 from dsv3lab.train import TrainState, gradients, optimizer, train_step
 from dsv3lab.train.step import dropout_key
@@ -30,6 +35,43 @@ def _gradients(**options):
     return eqx.filter_jit(lambda m: gradients(m, jnp.asarray(WINDOWS), config=train, execution=execution))(
         builders.random_model(CONFIG)
     )
+
+
+QUANTISED = {
+    *(f"attention.{name}" for name in ("query_down", "query_up", "latent_down", "latent_up", "out")),
+    *(f"{room}.{name}" for room in ("ffn", "experts") for name in ("gate_up", "down")),
+}
+
+
+def _casts(function: Any, *arguments: Any) -> int:
+    """Casts to E4M3 in the traced program."""
+    traced = [site.eqn for site in program.sites(function, *arguments)]
+    casts = [eqn for eqn in traced if eqn.primitive.name == "convert_element_type"]
+    return sum(eqn.params["new_dtype"] == jnp.float8_e4m3fn for eqn in casts)
+
+
+def test_fp8_is_in_the_products_that_the_report_names_and_nowhere_else() -> None:
+    """V3 report 3.3.1: all linear layers but embedding, head, router, norms and attention's own products; and eh_proj."""
+    seen: list[tuple[str, int]] = []
+
+    def noting(multiply: Any) -> Any:
+        def run(*arguments: Any, place: str) -> Any:
+            seen.append((place, _casts(ft.partial(multiply, place=place), *arguments)))
+            return multiply(*arguments, place=place)
+
+        return run
+
+    fp8 = make_execution(PLAN, precision=PRECISIONS["fp8"], scan=False)
+    noted = dataclasses.replace(fp8, matmul=noting(fp8.matmul), grouped_matmul=noting(fp8.grouped_matmul))
+
+    def logits(model: dl.DeepSeek, tokens: Any) -> Any:
+        output = model.forward(tokens, mtp=True, execution=noted)
+        return [model.unembed(hidden, execution=noted) for hidden in (output.hidden, *output.mtp)]
+
+    whole = _casts(logits, dl.abstract(CONFIG), jax.ShapeDtypeStruct((2, 8), jnp.int32))
+    assert {place for place, casts in seen if casts} == QUANTISED > RECIPES.keys()
+    assert {place for place, casts in seen if not casts} == KEPT == {"mtp.project", "head"}
+    assert whole == sum(casts for _, casts in seen)
 
 
 @pytest.mark.limit(90)  # compiles three whole gradients

@@ -12,6 +12,7 @@ import pytest
 
 from dsv3lab import train
 from dsv3lab.config import BatchRampConfig, ChangeConfig, ConfigError, Ramp, TrainConfig
+from dsv3lab.model.rope import softmax_scale
 from dsv3lab.train import loop, optimizer, step
 from dsv3lab.workbook.compose import compose
 from tests import builders, tolerances
@@ -96,6 +97,13 @@ def test_the_learning_rate_follows_the_tokens() -> None:
 def v3() -> tuple[TrainConfig, Ramp]:
     config, _ = compose(["train=v3"], phase=2)
     return config.train, config.train.ramp(config.data.sequence_length)
+
+
+def test_the_pre_training_of_v3_has_no_yarn() -> None:
+    """V3 report 4.3: the context is extended after it; the released model's scale of the softmax has YaRN's factor."""
+    before, after = compose(["model=v3", "train=v3"], phase=2)[0].model, compose(["model=v3"], phase=2)[0].model
+    assert softmax_scale(before) == 192**-0.5 and before.max_position_embeddings == 4096
+    np.testing.assert_allclose(softmax_scale(after), 192**-0.5 * (0.1 * np.log(40) + 1) ** 2)
 
 
 def test_the_published_figures_of_v3_are_recomputed() -> None:
