@@ -337,11 +337,13 @@ MUTATIONS = (
     Mutation(
         phase=1,
         stage="components",
-        what="the experts take their rows one by one",
-        file="dsv3lab/model/grouped.py",
-        old="BLOCK, REMAINDER = 512, 64",
-        new="BLOCK, REMAINDER = 1, 1",
+        what="a callback of somebody's debugging holds up every dense layer",
+        file="dsv3lab/model/layers.py",
+        old="        hidden = swiglu(execution.matmul(",
+        new='        jax.debug.callback(lambda _: __import__("time").sleep(0.3), jnp.ravel(x)[0])\n'
+        "        hidden = swiglu(execution.matmul(",
         gates=("components_throughput",),
+        also=("components_speedup",),  # the plain form of the dense layer has no callback
     ),
     Mutation(
         phase=2,
