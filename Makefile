@@ -30,7 +30,7 @@ run: $(STAMP) same-python ## all four phases (PRESET=long: 37 times the training
 	if [ $$status -ne 0 ]; then echo "make run: pipelines/all.py ended with exit status $$status (make itself exits 2)" >&2; fi; \
 	exit $$status
 
-study: $(STAMP) same-python ## the studies of many trainings, about an hour, resumable (ARGS: names instead of all, --plan, --save)
+study: $(STAMP) same-python ## the studies of many trainings, an hour or more, resumable (ARGS: names instead of all, --plan, --save)
 	@$(PY) -m dsv3lab study $(if $(filter $(STUDIES),$(ARGS)),,all) $(ARGS)
 
 test: $(STAMP) same-python lint ## lint, types, then the tests, with the lines they cover (ARGS: pytest arguments)

@@ -55,7 +55,7 @@ def summary(model: ModelConfig, *, sequence_length: int) -> dict[str, Any]:
         "sequence_length": sequence_length,
         "forward_flops_per_token": count.flops_per_token(model, **options, mtp=False, backward=False),
         "forward_flops_per_token_all_keys": count.flops_per_token(
-            model, sequence_length=sequence_length, mtp=False, backward=False
+            model, **options | {"causal": False}, mtp=False, backward=False
         ),
         "training_flops_per_token": count.flops_per_token(model, **options, mtp=True),
         "kv_bytes_per_token_bf16": count.kv_bytes_per_token(model, bytes_per_element=2),

@@ -64,7 +64,8 @@ def multiples(
 ) -> Figure:
     """Differences around zero, a small panel for each over the same axes, with differences that mean nothing in grey.
 
-    The vertical axis is linear as far as `control` reaches and logarithmic beyond. Values that are not finite leave gaps.
+    The vertical axis is linear as far as `control` reaches, rounded up, and logarithmic beyond. Values that are not finite
+    leave gaps.
 
     Args:
         xs: where the values stand.

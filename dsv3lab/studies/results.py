@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dsv3lab.config import ROOT, ConfigError, digest, nearest, read_study, study_names
-from dsv3lab.config.build import plain
+from dsv3lab.config import ROOT, ConfigError, digest, nearest, plain, read_study, study_names
 from dsv3lab.config.disk import write_atomic
 from dsv3lab.studies import analysis, figures, prediction
 from dsv3lab.studies.log import StudyError
@@ -161,7 +160,7 @@ def outdated(result: Mapping[str, Any]) -> list[str]:
     """The settings of a result that the checkout's study no longer has; words and the usual time do not count."""
     now = plain(read_study(result["study"], profile=result["profile"]))
     counted = now.keys() - {"title", "question", "expected_s"}
-    return sorted(name for name in counted if json.loads(json.dumps(now[name])) != result["settings"].get(name))
+    return sorted(name for name in counted if now[name] != result["settings"].get(name))
 
 
 def headline(result: Mapping[str, Any]) -> str:

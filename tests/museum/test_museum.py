@@ -21,6 +21,7 @@ from dsv3lab.museum.switch import Switch
 from dsv3lab.workbook.process import machine
 from tests.builders import train_config
 
+BY_NAME = {mistake.name: mistake for mistake in MISTAKES}
 NAMES = [mistake.name for mistake in MISTAKES]
 
 
@@ -124,20 +125,17 @@ def test_a_switch_makes_the_mistake_that_its_number_says_and_no_other(specimen: 
         expected = look(replace(load(wanted), mistake=mistake), specimen)
         return max(difference(expected[name], value) for name, value in seen.items())
 
-    by_name = {mistake.name: (number, mistake) for number, mistake in enumerate(mistakes)}
-    for name in kinds:
-        number, mistake = by_name[name]
-        assert apart(number, mistake, mistake) < 1e-6, name
+    for mistake in map(BY_NAME.__getitem__, kinds):
+        assert apart(mistakes.index(mistake), mistake, mistake) < 1e-6, mistake.name
     assert apart(-1, MISTAKES[0], None) < 1e-6 < apart(0, MISTAKES[0], None)
 
 
 @pytest.mark.limit(120)  # compiles three training programs
 def test_a_switched_training_is_that_of_the_mistakes_own_program(specimen: Specimen) -> None:
-    by_name = {mistake.name: mistake for mistake in MISTAKES}
     batches = np.random.default_rng(1).integers(0, specimen.config.vocab_size, (3, 2, 25)).astype(np.int32)
-    switched = train(load_switched([by_name["reversed_scale"]]), specimen, batches)
-    (alone,) = train(load(by_name["reversed_scale"]), specimen, batches).values()
-    (trained,) = train(load(by_name["bias_trained"]), specimen, batches).values()
+    switched = train(load_switched([BY_NAME["reversed_scale"]]), specimen, batches)
+    (alone,) = train(load(BY_NAME["reversed_scale"]), specimen, batches).values()
+    (trained,) = train(load(BY_NAME["bias_trained"]), specimen, batches).values()
     right, wrong = switched[RIGHT], switched["reversed_scale"]
     assert set(switched) == {RIGHT, *OTHERS, "reversed_scale"}
     np.testing.assert_allclose(wrong.both, alone.both, rtol=1e-5)
@@ -150,11 +148,11 @@ def test_a_switched_training_is_that_of_the_mistakes_own_program(specimen: Speci
 @pytest.mark.parametrize(("name", "reason"), [("bias_trained", "several texts"), ("fp8_divided", "FP8 products only")])
 def test_what_no_argument_can_choose_is_refused_with_the_reason(name: str, reason: str) -> None:
     with pytest.raises(ValueError, match=f"'{name}' cannot be chosen by an argument: it .*{reason}"):
-        load_switched([mistake for mistake in MISTAKES if mistake.name == name])
+        load_switched([BY_NAME[name]])
 
 
 def test_a_text_that_an_earlier_mistake_changed_is_refused_by_name() -> None:
-    outer, inner = (next(m for m in MISTAKES if m.name == name) for name in ("no_mscale", "wrong_mscale"))
+    outer, inner = BY_NAME["no_mscale"], BY_NAME["wrong_mscale"]
     text = (ROOT / outer.file).read_text()
     assert Switch([outer, inner]).text(outer.file, text).count("lambda") == text.count("lambda") + 4
     with pytest.raises(ValueError, match="'no_mscale': an earlier one of the switch has changed its text"):
